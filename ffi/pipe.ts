@@ -1,0 +1,86 @@
+/** Pipes and FIFOs, and moving bytes between them inside the kernel. */
+
+import { check, cstring, Errno, errno, libc, SystemError } from "./libc.ts";
+import * as fds from "./fd.ts";
+
+const c = libc({
+  pipe2: [["buffer", "i32"], "i32"],
+  splice: [["i32", "pointer", "i32", "pointer", "usize", "u32"], "i32"],
+  mkfifo: [["buffer", "u32"], "i32"],
+  fcntl: [["i32", "i32", "i32"], "i32"],
+  fchown: [["i32", "u32", "u32"], "i32"],
+});
+
+/** splice(2), from linux/splice.h. */
+const SPLICE_F_MOVE = 1;
+const SPLICE_F_NONBLOCK = 2;
+/** fcntl(2) */
+const F_SETPIPE_SZ = 1031;
+
+/** Both ends of a pipe. */
+export interface Pipe {
+  readonly read: number;
+  readonly write: number;
+}
+
+/**
+ * A pipe, both ends close-on-exec and blocking; the caller owns both.
+ *
+ * @throws {SystemError}
+ */
+export function pipe(): Pipe {
+  const ends = new Int32Array(2);
+  check(c().pipe2(new Uint8Array(ends.buffer), fds.O.CLOEXEC), "pipe2");
+  return { read: ends[0]!, write: ends[1]! };
+}
+
+/**
+ * Moves up to `length` bytes from one descriptor to another, one of them a pipe, without waiting.
+ *
+ * @returns how many; 0 when the input is at its end and has no writer; -1 when the input is empty or the output full
+ * @throws {SystemError} EPIPE when the output has no reader
+ */
+export function splice(from: number, to: number, length: number): number {
+  for (;;) {
+    const count = c().splice(
+      from,
+      null,
+      to,
+      null,
+      BigInt(length),
+      SPLICE_F_MOVE | SPLICE_F_NONBLOCK,
+    );
+    if (count >= 0) return count;
+    const error = errno();
+    if (error === Errno.EAGAIN) return -1;
+    if (error !== Errno.EINTR) {
+      throw new SystemError("splice to descriptor", error, to);
+    }
+  }
+}
+
+/**
+ * Makes a FIFO; one that is there already is left as it is.
+ *
+ * @throws {SystemError}
+ */
+export function ensureFifo(path: string, mode: number): void {
+  if (c().mkfifo(cstring(path), mode) === 0) return;
+  if (errno() !== Errno.EEXIST) {
+    throw new SystemError("mkfifo", errno(), path);
+  }
+}
+
+/** Asks for a pipe of `size` bytes; it stays as it is when the system does not grant that (pipe(7), pipe-user-pages-soft). */
+export function growPipe(fd: number, size: number): boolean {
+  return c().fcntl(fd, F_SETPIPE_SZ, size) !== -1;
+}
+
+/**
+ * fchown(2): gives the file of a descriptor to a user and a group.
+ *
+ * @throws {SystemError}
+ */
+export function changeOwner(fd: number, uid: number, gid: number): void {
+  check(c().fchown(fd, uid, gid), "fchown of descriptor", fd);
+}

@@ -1,0 +1,180 @@
+/**
+ * epoll(7) on Deno's event loop: one instance for all descriptors that are not Deno's own.
+ *
+ * Waiting in a nonblocking FFI call costs a hop to another thread and back (150 µs) and keeps that thread. Here Deno's
+ * loop waits for our epoll instance itself, and a wake-up costs what one of Deno's own sockets costs. The way: a
+ * connection that Deno reads from has our instance registered in its place (graft.ts), while its number names one end
+ * of a socket pair with one byte in it. When anything happens on our instance, Deno reads that byte; we put it back and
+ * look what happened. A read of less than was asked for makes Deno wait for the next event (that is how edge-triggered
+ * readiness works in tokio), so nothing spins and nothing is lost.
+ */
+
+import * as fds from "./fd.ts";
+import { check, Errno, errno, libc } from "./libc.ts";
+import { placeOfConnectionTo, privateAddress, socketpair } from "./socket.ts";
+
+const c = libc({
+  epoll_create1: [["i32"], "i32"],
+  epoll_ctl: [["i32", "i32", "i32", "buffer"], "i32"],
+  epoll_wait: [["i32", "buffer", "i32", "i32"], "i32"],
+});
+
+/** epoll_ctl(2) and epoll_create(2); values from linux/eventpoll.h. */
+const EPOLL_CTL_ADD = 1;
+const EPOLL_CTL_DEL = 2;
+const EPOLL_CTL_MOD = 3;
+const EPOLL_CLOEXEC = 0o2000000;
+
+/** Events of epoll_ctl(2). ERR and HUP are always reported. */
+export const Event = {
+  IN: 0x001,
+  OUT: 0x004,
+  ERR: 0x008,
+  HUP: 0x010,
+  RDHUP: 0x2000,
+} as const;
+const EPOLLET = 0x8000_0000;
+
+/** struct epoll_event is packed on x86-64 (12 bytes), not elsewhere. */
+const EVENT_SIZE = Deno.build.arch === "x86_64" ? 12 : 16;
+const DATA_OFFSET = EVENT_SIZE - 8;
+/** Events taken from the kernel at once. */
+const BATCH = 64;
+
+/** Told which of the {@link Event}s are there. Edge-triggered: whatever is there is to be dealt with, or asked for again. */
+export type Callback = (events: number) => void;
+
+interface Watch {
+  readonly fd: number;
+  readonly events: number;
+  readonly callback: Callback;
+}
+
+/** Waits for descriptors. They stay their owners', who call {@link remove} before they close one. */
+export class Poller {
+  readonly #epoll: number;
+  readonly #waker: Deno.Conn;
+  readonly #byte: number;
+  readonly #watches = new Map<number, Watch>();
+  readonly #batch = new Uint8Array(BATCH * EVENT_SIZE);
+  readonly #view = new DataView(this.#batch.buffer);
+  /** Tells a descriptor's events from those of an earlier one of the same number. */
+  #serial = 0;
+
+  private constructor(epoll: number, waker: Deno.Conn, byte: number) {
+    this.#epoll = epoll;
+    this.#waker = waker;
+    this.#byte = byte;
+  }
+
+  /**
+   * A new instance, waited for on Deno's event loop from now on.
+   *
+   * @param onError told what a callback threw: one descriptor's trouble is not the others'
+   * @throws {Error} when Deno's event loop does not take it
+   */
+  static async open(onError: (error: unknown) => void): Promise<Poller> {
+    const epoll = check(c().epoll_create1(EPOLL_CLOEXEC), "epoll_create1");
+    const path = privateAddress();
+    const listener = Deno.listen({ transport: "unix", path });
+    const waker = await Deno.connect({ transport: "unix", path });
+    const [near, far] = socketpair();
+    placeOfConnectionTo(path).put(epoll, near);
+    fds.close(near);
+    listener.close();
+    const poller = new Poller(epoll, waker, far);
+    poller.#putByteBack();
+    poller.#run(onError);
+    return poller;
+  }
+
+  /**
+   * Watches a descriptor, edge-triggered, until {@link remove}.
+   *
+   * @throws {SystemError} EPERM for what cannot be polled: a regular file
+   */
+  add(fd: number, events: number, callback: Callback): void {
+    const serial = ++this.#serial;
+    this.#watches.set(serial, { fd, events, callback });
+    this.#serials.set(fd, serial);
+    try {
+      this.#control(EPOLL_CTL_ADD, fd, events, serial);
+    } catch (error) {
+      this.#watches.delete(serial);
+      this.#serials.delete(fd);
+      throw error;
+    }
+  }
+
+  readonly #serials = new Map<number, number>();
+
+  /** Has what is there on a descriptor reported once more, after the others have had their turn. */
+  again(fd: number): void {
+    const serial = this.#serials.get(fd);
+    const watch = serial === undefined ? undefined : this.#watches.get(serial);
+    if (watch) this.#control(EPOLL_CTL_MOD, fd, watch.events, serial!);
+  }
+
+  /** Ends the watching of a descriptor; nothing, when it was not watched. */
+  remove(fd: number): void {
+    const serial = this.#serials.get(fd);
+    if (serial === undefined) return;
+    this.#serials.delete(fd);
+    this.#watches.delete(serial);
+    this.#control(EPOLL_CTL_DEL, fd, 0, 0);
+  }
+
+  /** How many descriptors are watched. */
+  get size(): number {
+    return this.#watches.size;
+  }
+
+  #control(operation: number, fd: number, events: number, serial: number) {
+    const event = new Uint8Array(EVENT_SIZE);
+    const view = new DataView(event.buffer);
+    view.setUint32(0, (events | EPOLLET) >>> 0, true);
+    view.setUint32(DATA_OFFSET, serial, true);
+    check(
+      c().epoll_ctl(this.#epoll, operation, fd, event),
+      "epoll_ctl of descriptor",
+      fd,
+    );
+  }
+
+  #putByteBack(): void {
+    check(fds.write(this.#byte, new Uint8Array(1)), "write to the waker");
+  }
+
+  async #run(onError: (error: unknown) => void): Promise<void> {
+    // More than the one byte there is: a read that fills its buffer would be taken for "there is more".
+    const buffer = new Uint8Array(16);
+    for (;;) {
+      await this.#waker.read(buffer);
+      this.#putByteBack();
+      this.#dispatch(onError);
+    }
+  }
+
+  #dispatch(onError: (error: unknown) => void): void {
+    for (;;) {
+      const count = c().epoll_wait(this.#epoll, this.#batch, BATCH, 0);
+      if (count < 0) {
+        if (errno() === Errno.EINTR) continue;
+        check(count, "epoll_wait");
+      }
+      for (let i = 0; i < count; i++) {
+        const events = this.#view.getUint32(i * EVENT_SIZE, true);
+        const serial = this.#view.getUint32(
+          i * EVENT_SIZE + DATA_OFFSET,
+          true,
+        );
+        try {
+          this.#watches.get(serial)?.callback(events);
+        } catch (error) {
+          onError(error);
+        }
+      }
+      if (count < BATCH) return;
+    }
+  }
+}

@@ -1,0 +1,241 @@
+/** Processes: starting and reaping children, subreaper, kill. */
+
+import { check, cstring, Errno, errno, libc, SystemError } from "./libc.ts";
+import { fullSignalSet, signalSet } from "./signals.ts";
+import * as fds from "./fd.ts";
+
+const c = libc({
+  prctl: [["i32", "u64", "u64", "u64", "u64"], "i32"],
+  wait4: [["i32", "buffer", "i32", "pointer"], "i32"],
+  kill: [["i32", "i32"], "i32"],
+  syscall: [["i64", "u64", "u64", "u64"], "i32"],
+});
+
+const spawning = libc({
+  posix_spawnp: [
+    ["buffer", "buffer", "buffer", "buffer", "pointer", "pointer"],
+    "i32",
+  ],
+  posix_spawn_file_actions_init: [["buffer"], "i32"],
+  posix_spawn_file_actions_adddup2: [["buffer", "i32", "i32"], "i32"],
+  posix_spawn_file_actions_addopen: [
+    ["buffer", "i32", "buffer", "i32", "u32"],
+    "i32",
+  ],
+  posix_spawn_file_actions_addchdir_np: [["buffer", "buffer"], "i32"],
+  posix_spawn_file_actions_destroy: [["buffer"], "i32"],
+  posix_spawnattr_init: [["buffer"], "i32"],
+  posix_spawnattr_setflags: [["buffer", "i16"], "i32"],
+  posix_spawnattr_setsigmask: [["buffer", "buffer"], "i32"],
+  posix_spawnattr_setsigdefault: [["buffer", "buffer"], "i32"],
+  posix_spawnattr_destroy: [["buffer"], "i32"],
+});
+
+/** prctl(2), from linux/prctl.h. */
+const PR_SET_CHILD_SUBREAPER = 36;
+/** wait(2) */
+const WNOHANG = 1;
+/** close_range(2): its number on every architecture, and its flag. */
+const SYS_CLOSE_RANGE = 436;
+const CLOSE_RANGE_CLOEXEC = 4;
+/** posix_spawn(3), from spawn.h. */
+const POSIX_SPAWN_SETPGROUP = 0x02;
+const POSIX_SPAWN_SETSIGDEF = 0x04;
+const POSIX_SPAWN_SETSIGMASK = 0x08;
+/** At least sizeof(posix_spawnattr_t) (336) and sizeof(posix_spawn_file_actions_t) (80) in glibc. */
+const SPAWN_OBJECT_SIZE = 512;
+
+/**
+ * Makes this process the parent of its descendants' orphans: PR_SET_CHILD_SUBREAPER of prctl(2).
+ *
+ * @throws {SystemError}
+ */
+export function becomeSubreaper(): void {
+  check(c().prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "prctl");
+}
+
+/** Marks every descriptor from `least` on close-on-exec: what this process inherited is not its children's. */
+export function closeOnExecFrom(least: number): void {
+  // Linux before 5.11 has no such call; what we open ourselves is close-on-exec from the start.
+  c().syscall(SYS_CLOSE_RANGE, least, 0xffff_ffff, CLOSE_RANGE_CLOEXEC);
+}
+
+/** A child that has ended and been reaped. */
+export interface Exit {
+  readonly pid: number;
+  /** Its exit code, or 128 + the signal that ended it. */
+  readonly status: number;
+}
+
+/**
+ * Reaps one ended child, if there is one: wait4(2) with WNOHANG.
+ *
+ * @throws {SystemError}
+ */
+export function reap(): Exit | undefined {
+  const word = new Int32Array(1);
+  for (;;) {
+    const pid = c().wait4(-1, new Uint8Array(word.buffer), WNOHANG, null);
+    if (pid > 0) return { pid, status: exitStatus(word[0]!) };
+    if (pid === 0 || errno() === Errno.ECHILD) return undefined;
+    if (errno() !== Errno.EINTR) check(pid, "wait4");
+  }
+}
+
+/** The status word of wait(2) as a shell says it. */
+function exitStatus(word: number): number {
+  const signal = word & 0x7f;
+  return signal === 0 ? (word >> 8) & 0xff : 128 + signal;
+}
+
+/**
+ * kill(2); signal 0 asks whether the process exists.
+ *
+ * @throws {SystemError} ESRCH when there is no such process
+ */
+export function kill(pid: number, signal: number): void {
+  check(c().kill(pid, signal), "kill of process", pid);
+}
+
+/** What a child is started with. */
+export interface SpawnOptions {
+  /** argv; the first is also the program: a path, or a name to be looked up in PATH. */
+  readonly args: readonly string[];
+  /** Working directory; this process's own when not given. */
+  readonly cwd?: string;
+  /**
+   * The child's descriptors, by their number there: ours, which stay ours, or null for /dev/null. The child has no other.
+   */
+  readonly descriptors: readonly (number | null)[];
+  /** The whole environment, as NAME=value; when not given, what this process was started with. */
+  readonly environment?: readonly string[];
+  /** Whether the child leads a process group of its own. */
+  readonly newProcessGroup?: boolean;
+}
+
+/**
+ * Starts a child by posix_spawn(3), with no signal blocked and every signal at its default, and gives its pid. Whoever
+ * reaps this process's children learns how it ends.
+ *
+ * @throws {SystemError} ENOENT when there is no such program or working directory
+ */
+export function spawn(options: SpawnOptions): number {
+  const p = spawning();
+  const actions = new Uint8Array(SPAWN_OBJECT_SIZE);
+  const attributes = new Uint8Array(SPAWN_OBJECT_SIZE);
+  const moved: number[] = [];
+  ok(p.posix_spawn_file_actions_init(actions), "file_actions_init");
+  ok(p.posix_spawnattr_init(attributes), "attr_init");
+  try {
+    let flags = POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETSIGMASK;
+    // attr_init's process group is 0: the child's own
+    if (options.newProcessGroup) flags |= POSIX_SPAWN_SETPGROUP;
+    ok(p.posix_spawnattr_setflags(attributes, flags), "attr_setflags");
+    ok(
+      p.posix_spawnattr_setsigmask(attributes, signalSet([])),
+      "attr_setsigmask",
+    );
+    ok(
+      p.posix_spawnattr_setsigdefault(attributes, fullSignalSet()),
+      "attr_setsigdefault",
+    );
+    options.descriptors.forEach((fd, number) => {
+      if (fd === null) {
+        ok(
+          p.posix_spawn_file_actions_addopen(
+            actions,
+            number,
+            cstring("/dev/null"),
+            fds.O.RDWR,
+            0,
+          ),
+          "file_actions_addopen",
+        );
+        return;
+      }
+      let source = fd;
+      if (fd < options.descriptors.length && fd !== number) {
+        // Its number is one that the child has another descriptor under, which may come first.
+        source = fds.duplicate(fd, options.descriptors.length);
+        moved.push(source);
+      }
+      ok(
+        p.posix_spawn_file_actions_adddup2(actions, source, number),
+        "file_actions_adddup2",
+      );
+    });
+    if (options.cwd !== undefined) {
+      ok(
+        p.posix_spawn_file_actions_addchdir_np(actions, cstring(options.cwd)),
+        "file_actions_addchdir_np",
+      );
+    }
+    const argv = new StringArray(options.args.map(cstring));
+    const envp = options.environment === undefined
+      ? ownEnvironment()
+      : new StringArray(options.environment.map(cstring));
+    const pid = new Int32Array(1);
+    const error = p.posix_spawnp(
+      new Uint8Array(pid.buffer),
+      cstring(options.args[0]!),
+      actions,
+      attributes,
+      argv.pointer,
+      envp.pointer,
+    );
+    if (error !== 0) {
+      throw new SystemError("start of program", error, options.args[0]!);
+    }
+    return pid[0]!;
+  } finally {
+    p.posix_spawn_file_actions_destroy(actions);
+    p.posix_spawnattr_destroy(attributes);
+    for (const fd of moved) fds.close(fd);
+  }
+}
+
+/** The posix_spawn functions return the error instead of setting errno. */
+function ok(error: number, what: string): void {
+  if (error !== 0) throw new SystemError(`posix_spawn_${what}`, error);
+}
+
+/** A NULL-terminated array of pointers to strings, and the strings, in one piece of memory that does not move. */
+class StringArray {
+  readonly #bytes: Uint8Array<ArrayBuffer>;
+
+  constructor(strings: readonly Uint8Array[]) {
+    const table = (strings.length + 1) * 8;
+    this.#bytes = new Uint8Array(
+      strings.reduce((size, each) => size + each.length, table),
+    );
+    const view = new DataView(this.#bytes.buffer);
+    const base = Deno.UnsafePointer.value(this.pointer);
+    let at = table;
+    strings.forEach((string, i) => {
+      view.setBigUint64(i * 8, BigInt(base) + BigInt(at), true);
+      this.#bytes.set(string, at);
+      at += string.length;
+    });
+  }
+
+  /** Valid as long as this object is reachable. */
+  get pointer(): Deno.PointerValue {
+    return Deno.UnsafePointer.of(this.#bytes);
+  }
+}
+
+/**
+ * The environment this process was started with. Not the C library's: the executable's entry adds to that what Deno is
+ * to see, and no child is to see.
+ */
+function ownEnvironment(): StringArray {
+  const strings: Uint8Array[] = [];
+  const bytes = Deno.readFileSync("/proc/self/environ");
+  for (let at = 0; at < bytes.length;) {
+    const end = bytes.indexOf(0, at);
+    if (end < 0) break;
+    strings.push(bytes.subarray(at, end + 1));
+    at = end + 1;
+  }
+  return new StringArray(strings);
+}

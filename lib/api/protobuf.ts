@@ -1,0 +1,12 @@
+/**
+ * protobufjs as the generated code uses it: int64 fields are numbers.
+ *
+ * Every int64 on this wire is a time (seconds, or nanoseconds of a timeout), where the 53 bits of a number are enough;
+ * the `long` package, which protobufjs would otherwise load, compiles WebAssembly at start and is left out of the bundle.
+ */
+import protobuf from "protobufjs/minimal";
+
+(protobuf.util as { Long: unknown }).Long = null;
+protobuf.configure();
+
+export default protobuf;

@@ -1,0 +1,440 @@
+/** The answering side of ttrpc: requests in, handlers called, replies out. */
+import { ttrpc } from "../api/mod.js";
+import {
+  type FrameSink,
+  FrameWriter,
+  isDisconnect,
+  isPeerGone,
+  MAX_PAYLOAD,
+  MAX_UNSENT,
+  MessageType,
+  readFrames,
+} from "./frame.ts";
+import { Code, StatusError } from "./status.ts";
+
+/** How many calls of one connection may be in flight unless the options say otherwise. */
+const DEFAULT_MAX_IN_FLIGHT = 16384;
+
+/** How long a peer that does not read may hold up the end of the server unless the options say otherwise, in ms. */
+const DEFAULT_FLUSH_TIMEOUT_MS = 5000;
+
+/** The longest delay a timer takes, in ms. */
+const MAX_TIMER_MS = 2 ** 31 - 1;
+
+/** Field number of the payload in the Response message. */
+const RESPONSE_PAYLOAD = 2;
+
+/** A request that is being answered. */
+export interface Call {
+  readonly service: string;
+  readonly method: string;
+  /** When the request was read, on the clock of `performance.now()`, in ms. */
+  readonly startedAt: number;
+  /**
+   * Aborted with a {@linkcode StatusError} when the deadline passes or the connection closes before the call has been
+   * answered. It is made when it is first read: a handler that has no use for it pays nothing.
+   */
+  readonly signal: AbortSignal;
+}
+
+/**
+ * Answers one method.
+ *
+ * The payload is valid until the handler returns or first awaits, because its memory is then used for the next
+ * request: decode it first. What is returned now is copied at once, what a promise gives when it gives it.
+ * A {@linkcode StatusError} becomes the answer, any other error is answered UNKNOWN with its message.
+ */
+export type Handler = (
+  payload: Uint8Array,
+  call: Call,
+) => Uint8Array | Promise<Uint8Array>;
+
+/** Handlers by service name and method name. */
+export type Services = ReadonlyMap<string, ReadonlyMap<string, Handler>>;
+
+/** Options of {@linkcode Server}. */
+export interface ServerOptions {
+  /** Calls in flight on one connection before the next are answered RESOURCE_EXHAUSTED; 16384 unless given. */
+  readonly maxInFlight?: number;
+  /** How long `shutdown` and `close` wait for a peer to take its replies, in ms; 5000 unless given. */
+  readonly flushTimeoutMs?: number;
+  /**
+   * Told of what nobody expected: errors of handlers that are no StatusError (with the call), and errors of a
+   * connection other than that its peer went away. Must not throw.
+   */
+  readonly onError?: (error: unknown, call?: Call) => void;
+}
+
+/** Options of {@linkcode Server.shutdown}. */
+export interface ShutdownOptions {
+  /** Picks the calls that are not waited for. */
+  readonly doNotAwait?: (call: Call) => boolean;
+}
+
+/** Serves connections. Who may connect is up to the caller, who accepts them. */
+export class Server {
+  readonly #shared: Shared;
+  readonly #connections = new Set<Connection>();
+  #stopping = false;
+
+  /** @param services all that can be called; looked up at each request */
+  constructor(services: Services, options: ServerOptions = {}) {
+    this.#shared = {
+      services,
+      calls: new Set(),
+      maxInFlight: options.maxInFlight ?? DEFAULT_MAX_IN_FLIGHT,
+      onError: options.onError ?? (() => {}),
+      flushTimeoutMs: options.flushTimeoutMs ?? DEFAULT_FLUSH_TIMEOUT_MS,
+    };
+  }
+
+  /**
+   * Serves a connection, which from now on belongs to the server. Resolves when it has been closed; never rejects.
+   *
+   * It is closed when the peer has closed it, when the peer has shut down its writing side and all its requests are
+   * answered, when reading or writing fails, and by {@linkcode close}. After {@linkcode shutdown} it is closed at once.
+   */
+  async serveConnection(conn: Deno.Conn): Promise<void> {
+    if (this.#stopping) {
+      conn.close();
+      return;
+    }
+    const connection = new Connection(conn, this.#shared);
+    this.#connections.add(connection);
+    await connection.serve();
+    this.#connections.delete(connection);
+  }
+
+  /**
+   * Reads no further requests, and resolves when the calls in flight have ended and their replies are written.
+   *
+   * With `doNotAwait` the connections stay open, so that the calls left out are still answered if they end before
+   * {@linkcode close}. Without it nothing is left to answer, and the connections are closed too. A call whose deadline has
+   * passed is in flight until its handler ends. May be called again, for instance to wait for more.
+   */
+  async shutdown(options: ShutdownOptions = {}): Promise<void> {
+    const { doNotAwait } = options;
+    this.#stopping = true;
+    for (const connection of this.#connections) connection.stopReading();
+    const awaited = [...this.#shared.calls].filter((call) =>
+      !doNotAwait?.(call)
+    );
+    await Promise.all(awaited.map((call) => call.ended));
+    if (doNotAwait) await this.#flush();
+    else await this.close();
+  }
+
+  /** Writes the replies that are there, closes all connections and aborts what is still in flight. */
+  async close(): Promise<void> {
+    this.#stopping = true;
+    for (const connection of this.#connections) connection.stopReading();
+    await this.#flush();
+    for (const connection of this.#connections) connection.end();
+  }
+
+  /** The calls whose handlers have not ended, also those that have been answered DEADLINE_EXCEEDED or lost their peer. */
+  get inFlight(): Iterable<Call> {
+    return this.#shared.calls;
+  }
+
+  async #flush(): Promise<void> {
+    let timer: ReturnType<typeof setTimeout> | undefined;
+    const timeout = new Promise<void>((resolve) => {
+      timer = setTimeout(resolve, this.#shared.flushTimeoutMs);
+    });
+    const flushed = Promise.all(
+      [...this.#connections].map((connection) => connection.flushed()),
+    );
+    await Promise.race([flushed, timeout]);
+    clearTimeout(timer);
+  }
+}
+
+/** What the connections of a server have in common. */
+interface Shared extends Required<ServerOptions> {
+  readonly services: Services;
+  readonly calls: Set<ServerCall>;
+}
+
+class ServerCall implements Call {
+  readonly startedAt = performance.now();
+  /** Resolves when the handler has ended and its reply is queued. */
+  ended: Promise<void> | undefined;
+  #timer: ReturnType<typeof setTimeout> | undefined;
+  #controller: AbortController | undefined;
+  #abortReason: StatusError | undefined;
+
+  constructor(
+    readonly service: string,
+    readonly method: string,
+    readonly stream: number,
+  ) {}
+
+  get signal(): AbortSignal {
+    if (!this.#controller) {
+      this.#controller = new AbortController();
+      if (this.#abortReason) this.#controller.abort(this.#abortReason);
+    }
+    return this.#controller.signal;
+  }
+
+  abort(reason: StatusError): void {
+    this.clearDeadline();
+    this.#abortReason = reason;
+    this.#controller?.abort(reason);
+  }
+
+  setDeadline(atMs: number, onPassed: () => void): void {
+    const left = Math.max(0, Math.ceil(atMs - performance.now()));
+    this.#timer = left <= MAX_TIMER_MS
+      ? setTimeout(onPassed, left)
+      : setTimeout(() => this.setDeadline(atMs, onPassed), MAX_TIMER_MS);
+  }
+
+  clearDeadline(): void {
+    if (this.#timer !== undefined) clearTimeout(this.#timer);
+    this.#timer = undefined;
+  }
+}
+
+class Connection implements FrameSink {
+  readonly #conn: Deno.Conn;
+  readonly #shared: Shared;
+  readonly #writer: FrameWriter;
+  readonly #over = Promise.withResolvers<void>();
+  /** Calls that have not been answered, by stream. */
+  readonly #unanswered = new Map<number, ServerCall>();
+  /** How many handlers have not ended. */
+  #running = 0;
+  #dispatching = false;
+  #halfClosed = false;
+  #ended = false;
+  stopped = false;
+
+  constructor(conn: Deno.Conn, shared: Shared) {
+    this.#conn = conn;
+    this.#shared = shared;
+    this.#writer = new FrameWriter(conn, (error) => this.#fail(error));
+  }
+
+  async serve(): Promise<void> {
+    try {
+      await readFrames(this.#conn, MessageType.REQUEST, this);
+      if (!this.stopped) await this.#onEndOfFile();
+    } catch (error) {
+      this.#fail(error);
+    }
+    await this.#over.promise;
+  }
+
+  stopReading(): void {
+    this.stopped = true;
+  }
+
+  flushed(): Promise<void> {
+    return this.#writer.unsentAtMost(0);
+  }
+
+  end(): void {
+    if (this.#ended) return;
+    this.#ended = true;
+    this.stopped = true;
+    this.#writer.stop();
+    this.#conn.close();
+    const unanswered = [...this.#unanswered.values()];
+    this.#unanswered.clear();
+    for (const call of unanswered) {
+      const what = `${call.service}/${call.method}`;
+      call.abort(
+        new StatusError(
+          Code.CANCELED,
+          `Cannot answer ${what}: the connection was closed`,
+        ),
+      );
+    }
+    this.#over.resolve();
+  }
+
+  backpressure(): Promise<void> | undefined {
+    if (this.#writer.unsent <= MAX_UNSENT) return undefined;
+    return this.#writer.unsentAtMost(MAX_UNSENT);
+  }
+
+  onBatchEnd(): void {
+    this.#writer.flush();
+  }
+
+  onOversized(stream: number, length: number): void {
+    const message =
+      `Cannot take a request of ${length} bytes on stream ${stream}: the limit is ${MAX_PAYLOAD} bytes`;
+    this.#refuse(stream, Code.RESOURCE_EXHAUSTED, message);
+  }
+
+  onFrame(stream: number, payload: Uint8Array): void {
+    // Replies given meanwhile are flushed at the end of the batch, without a microtask for it.
+    this.#dispatching = true;
+    this.#dispatch(stream, payload);
+    this.#dispatching = false;
+  }
+
+  #dispatch(stream: number, payload: Uint8Array): void {
+    if (stream % 2 === 0) {
+      const message =
+        `Cannot take a request on stream ${stream}: a stream opened by a client has an odd id`;
+      return this.#refuse(stream, Code.INVALID_ARGUMENT, message);
+    }
+    if (this.#unanswered.has(stream)) {
+      const message =
+        `Cannot take a request on stream ${stream}: the one before it has not been answered`;
+      return this.#refuse(stream, Code.INVALID_ARGUMENT, message);
+    }
+    let request: ttrpc.Request;
+    try {
+      request = ttrpc.Request.decode(payload);
+    } catch (error) {
+      const message =
+        `Cannot parse the request of ${payload.length} bytes on stream ${stream}: ${
+          messageOf(error)
+        }`;
+      return this.#refuse(stream, Code.INVALID_ARGUMENT, message);
+    }
+    const { service, method } = request;
+    const methods = this.#shared.services.get(service);
+    const handler = methods?.get(method);
+    if (!handler) {
+      const reason = methods
+        ? "the service has no such method"
+        : "there is no such service";
+      const message = `Cannot call ${service}/${method}: ${reason}`;
+      return this.#refuse(stream, Code.UNIMPLEMENTED, message);
+    }
+    if (this.#running >= this.#shared.maxInFlight) {
+      const message =
+        `Cannot call ${service}/${method}: ${this.#running} calls are in flight on this connection`;
+      return this.#refuse(stream, Code.RESOURCE_EXHAUSTED, message);
+    }
+
+    const call = new ServerCall(service, method, stream);
+    let result: Uint8Array | Promise<Uint8Array>;
+    try {
+      result = handler(request.payload, call);
+    } catch (error) {
+      return this.#replyError(call, error);
+    }
+    if (result instanceof Uint8Array) return this.#reply(call, result);
+    this.#await(call, result, request.timeoutNano);
+  }
+
+  #await(
+    call: ServerCall,
+    result: Promise<Uint8Array>,
+    timeoutNano: number,
+  ): void {
+    this.#running++;
+    this.#shared.calls.add(call);
+    this.#unanswered.set(call.stream, call);
+    if (timeoutNano > 0) {
+      const timeoutMs = timeoutNano / 1e6;
+      call.setDeadline(
+        call.startedAt + timeoutMs,
+        () => this.#onDeadline(call, timeoutMs),
+      );
+    }
+    call.ended = result.then(
+      (payload) => {
+        if (this.#settle(call)) this.#reply(call, payload);
+        this.#onHandlerEnd(call);
+      },
+      (error) => {
+        if (this.#settle(call)) this.#replyError(call, error);
+        else this.#report(error, call);
+        this.#onHandlerEnd(call);
+      },
+    );
+  }
+
+  /** Takes the call off the unanswered ones; false if it has been answered, or lost its connection. */
+  #settle(call: ServerCall): boolean {
+    if (this.#unanswered.get(call.stream) !== call) return false;
+    this.#unanswered.delete(call.stream);
+    call.clearDeadline();
+    return true;
+  }
+
+  #onHandlerEnd(call: ServerCall): void {
+    this.#running--;
+    this.#shared.calls.delete(call);
+    this.#endIfIdle();
+  }
+
+  #onDeadline(call: ServerCall, timeoutMs: number): void {
+    if (!this.#settle(call)) return;
+    const message =
+      `Cannot answer ${call.service}/${call.method}: its deadline of ${timeoutMs} ms has passed`;
+    this.#refuse(call.stream, Code.DEADLINE_EXCEEDED, message);
+    call.abort(new StatusError(Code.DEADLINE_EXCEEDED, message));
+    this.#endIfIdle();
+  }
+
+  async #onEndOfFile(): Promise<void> {
+    if (await isPeerGone(this.#conn)) return this.end();
+    this.#halfClosed = true;
+    this.#endIfIdle();
+  }
+
+  /** Closes a connection that brings no more requests, once it has had its answers. */
+  #endIfIdle(): void {
+    if (!this.#halfClosed || this.#unanswered.size > 0) return;
+    this.#writer.unsentAtMost(0).then(() => this.end());
+  }
+
+  #fail(error: unknown): void {
+    if (this.#ended) return; // closing makes a pending read or write fail
+    if (!isDisconnect(error)) this.#shared.onError(error);
+    this.end();
+  }
+
+  #report(error: unknown, call: ServerCall): void {
+    if (!(error instanceof StatusError)) this.#shared.onError(error, call);
+  }
+
+  #reply(call: ServerCall, payload: Uint8Array): void {
+    const { stream } = call;
+    if (
+      !this.#writer.appendBytesField(
+        stream,
+        MessageType.RESPONSE,
+        RESPONSE_PAYLOAD,
+        payload,
+      )
+    ) {
+      const message =
+        `Cannot send the answer of ${call.service}/${call.method}: its ${payload.length} bytes do not fit into ${MAX_PAYLOAD} bytes`;
+      return this.#refuse(stream, Code.RESOURCE_EXHAUSTED, message);
+    }
+    if (!this.#dispatching) this.#writer.flushSoon();
+  }
+
+  #replyError(call: ServerCall, error: unknown): void {
+    const code = error instanceof StatusError ? error.code : Code.UNKNOWN;
+    this.#refuse(call.stream, code, messageOf(error));
+    this.#report(error, call);
+  }
+
+  #refuse(stream: number, code: Code, message: string): void {
+    let payload = ttrpc.Response.encode({ status: { code, message } }).finish();
+    if (payload.length > MAX_PAYLOAD) {
+      const short = `${
+        message.slice(0, 1000)
+      }… (cut: the message is too long to be sent)`;
+      payload = ttrpc.Response.encode({ status: { code, message: short } })
+        .finish();
+    }
+    this.#writer.append(stream, MessageType.RESPONSE, payload);
+    if (!this.#dispatching) this.#writer.flushSoon();
+  }
+}
+
+function messageOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}
