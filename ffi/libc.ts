@@ -95,9 +95,7 @@ export class SystemError extends Error {
   /** @param subject what the call was made on, for the sentence: a path, a pid */
   constructor(call: string, errno: number, subject?: string | number) {
     super(
-      `${call}${subject === undefined ? "" : ` ${subject}`}: ${
-        describeErrno(errno)
-      }`,
+      `${call}${subject === undefined ? "" : ` ${subject}`}: ${describeErrno(errno)}`,
     );
     this.call = call;
     this.errno = errno;
@@ -106,9 +104,7 @@ export class SystemError extends Error {
 
 function describeErrno(errno: number): string {
   const text = strings().strerror(errno);
-  return text === null
-    ? `error ${errno}`
-    : Deno.UnsafePointerView.getCString(text).toLowerCase();
+  return text === null ? `error ${errno}` : Deno.UnsafePointerView.getCString(text).toLowerCase();
 }
 
 /**

@@ -5,6 +5,7 @@ import * as fds from "./fd.ts";
 
 const c = libc({
   memfd_create: [["buffer", "u32"], "i32"],
+  pwrite: [["i32", "buffer", "usize", "i64"], "isize"],
   pread: [["i32", "buffer", "usize", "i64"], "isize"],
 });
 
@@ -23,6 +24,23 @@ export class MemoryFile implements Disposable {
       c().memfd_create(cstring(name), MFD_CLOEXEC),
       "memfd_create",
     );
+  }
+
+  /**
+   * Puts the whole content in, to be read from its beginning.
+   *
+   * @throws {SystemError}
+   */
+  write(content: Uint8Array): void {
+    const bytes = new Uint8Array(content);
+    for (let at = 0; at < bytes.length;) {
+      const rest = bytes.subarray(at);
+      at += check(
+        Number(c().pwrite(this.fd, rest, BigInt(rest.length), BigInt(at))),
+        "pwrite to descriptor",
+        this.fd,
+      );
+    }
   }
 
   /**

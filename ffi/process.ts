@@ -8,7 +8,7 @@ const c = libc({
   prctl: [["i32", "u64", "u64", "u64", "u64"], "i32"],
   wait4: [["i32", "buffer", "i32", "pointer"], "i32"],
   kill: [["i32", "i32"], "i32"],
-  syscall: [["i64", "u64", "u64", "u64"], "i32"],
+  syscall: [["i32", "u32", "u32", "u32"], "i32"],
 });
 
 const spawning = libc({
@@ -51,7 +51,7 @@ const SPAWN_OBJECT_SIZE = 512;
  * @throws {SystemError}
  */
 export function becomeSubreaper(): void {
-  check(c().prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "prctl");
+  check(c().prctl(PR_SET_CHILD_SUBREAPER, 1n, 0n, 0n, 0n), "prctl");
 }
 
 /** Marks every descriptor from `least` on close-on-exec: what this process inherited is not its children's. */

@@ -105,7 +105,7 @@ export function privateAddress(): string {
 }
 
 /** A listener, and who the peers are of the connections it accepts, which Deno does not tell. */
-export class Listener implements Disposable {
+export class Listener {
   readonly #listener: Deno.Listener<Deno.UnixConn>;
   readonly #address: string;
   /** Accepted connections by descriptor, each with its inode as /proc shows it: numbers are used again. */
@@ -181,10 +181,6 @@ export class Listener implements Disposable {
   /** Stops listening; a socket that {@link listen} has made in the file system is removed. */
   close(): void {
     this.#listener.close();
-  }
-
-  [Symbol.dispose](): void {
-    this.close();
   }
 }
 

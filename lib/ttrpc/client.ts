@@ -1,5 +1,6 @@
 /** The calling side of ttrpc. */
 import { ttrpc } from "../api/mod.js";
+import { type Deadline, Deadlines } from "./deadline.ts";
 import {
   type FrameSink,
   FrameWriter,
@@ -10,9 +11,6 @@ import {
   readFrames,
 } from "./frame.ts";
 import { Code, StatusError } from "./status.ts";
-
-/** The longest delay a timer takes, in ms: 24 days. A call with a later deadline leaves keeping it to the server. */
-const MAX_TIMER_MS = 2 ** 31 - 1;
 
 const LAST_CODE = Code.UNAUTHENTICATED;
 
@@ -28,7 +26,7 @@ interface PendingCall {
   readonly what: string;
   readonly resolve: (payload: Uint8Array) => void;
   readonly reject: (error: StatusError) => void;
-  timer?: ReturnType<typeof setTimeout>;
+  deadline?: Deadline;
   unlisten?: () => void;
 }
 
@@ -37,6 +35,7 @@ export class Client implements Disposable {
   readonly #conn: Deno.Conn;
   readonly #writer: FrameWriter;
   readonly #calls = new Map<number, PendingCall>();
+  readonly #deadlines = new Deadlines();
   readonly #closed = Promise.withResolvers<void>();
   #nextStream = 1;
   #closeReason: StatusError | undefined;
@@ -97,15 +96,14 @@ export class Client implements Disposable {
       const stream = this.#takeStream();
       const call: PendingCall = { what, resolve, reject };
       this.#calls.set(stream, call);
-      if (timeoutMs !== undefined && timeoutMs <= MAX_TIMER_MS) {
-        call.timer = setTimeout(
+      if (timeoutMs !== undefined) {
+        call.deadline = this.#deadlines.add(
+          performance.now() + timeoutMs,
           () => this.#settle(stream)?.reject(deadlineExceeded(what, timeoutMs)),
-          Math.ceil(timeoutMs),
         );
       }
       if (signal) {
-        const onAbort = () =>
-          this.#settle(stream)?.reject(canceled(what, signal));
+        const onAbort = () => this.#settle(stream)?.reject(canceled(what, signal));
         signal.addEventListener("abort", onAbort);
         call.unlisten = () => signal.removeEventListener("abort", onAbort);
       }
@@ -150,22 +148,21 @@ export class Client implements Disposable {
     try {
       response = ttrpc.Response.decode(payload);
     } catch (cause) {
-      const message = `Cannot parse the answer of ${call.what}: ${
-        (cause as Error).message
-      }`;
+      const message = `Cannot parse the answer of ${call.what}: ${(cause as Error).message}`;
       return call.reject(new StatusError(Code.INTERNAL, message, { cause }));
     }
     const code = response.status?.code ?? Code.OK;
-    if (code === Code.OK) return call.resolve(response.payload.slice());
+    if (code === Code.OK) return call.resolve(new Uint8Array(response.payload));
     const known = code > 0 && code <= LAST_CODE ? code as Code : Code.UNKNOWN;
     call.reject(new StatusError(known, response.status?.message ?? ""));
   }
 
   #onOversized(stream: number, length: number): void {
     const call = this.#settle(stream);
+    if (!call) return;
     const message =
-      `Cannot take the answer of ${call?.what}: its ${length} bytes are over the limit of ${MAX_PAYLOAD} bytes`;
-    call?.reject(new StatusError(Code.RESOURCE_EXHAUSTED, message));
+      `Cannot take the answer of ${call.what}: its ${length} bytes are over the limit of ${MAX_PAYLOAD} bytes`;
+    call.reject(new StatusError(Code.RESOURCE_EXHAUSTED, message));
   }
 
   #onBroken(error: unknown): void {
@@ -194,7 +191,7 @@ export class Client implements Disposable {
     const call = this.#calls.get(stream);
     if (!call) return undefined;
     this.#calls.delete(stream);
-    if (call.timer !== undefined) clearTimeout(call.timer);
+    if (call.deadline) this.#deadlines.remove(call.deadline);
     call.unlisten?.();
     return call;
   }

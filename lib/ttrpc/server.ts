@@ -1,5 +1,6 @@
 /** The answering side of ttrpc: requests in, handlers called, replies out. */
 import { ttrpc } from "../api/mod.js";
+import { type Deadline, Deadlines } from "./deadline.ts";
 import {
   type FrameSink,
   FrameWriter,
@@ -17,9 +18,6 @@ const DEFAULT_MAX_IN_FLIGHT = 16384;
 
 /** How long a peer that does not read may hold up the end of the server unless the options say otherwise, in ms. */
 const DEFAULT_FLUSH_TIMEOUT_MS = 5000;
-
-/** The longest delay a timer takes, in ms. */
-const MAX_TIMER_MS = 2 ** 31 - 1;
 
 /** Field number of the payload in the Response message. */
 const RESPONSE_PAYLOAD = 2;
@@ -44,10 +42,7 @@ export interface Call {
  * request: decode it first. What is returned now is copied at once, what a promise gives when it gives it.
  * A {@linkcode StatusError} becomes the answer, any other error is answered UNKNOWN with its message.
  */
-export type Handler = (
-  payload: Uint8Array,
-  call: Call,
-) => Uint8Array | Promise<Uint8Array>;
+export type Handler = (payload: Uint8Array, call: Call) => Uint8Array | Promise<Uint8Array>;
 
 /** Handlers by service name and method name. */
 export type Services = ReadonlyMap<string, ReadonlyMap<string, Handler>>;
@@ -82,6 +77,7 @@ export class Server {
     this.#shared = {
       services,
       calls: new Set(),
+      deadlines: new Deadlines(),
       maxInFlight: options.maxInFlight ?? DEFAULT_MAX_IN_FLIGHT,
       onError: options.onError ?? (() => {}),
       flushTimeoutMs: options.flushTimeoutMs ?? DEFAULT_FLUSH_TIMEOUT_MS,
@@ -116,9 +112,7 @@ export class Server {
     const { doNotAwait } = options;
     this.#stopping = true;
     for (const connection of this.#connections) connection.stopReading();
-    const awaited = [...this.#shared.calls].filter((call) =>
-      !doNotAwait?.(call)
-    );
+    const awaited = [...this.#shared.calls].filter((call) => !doNotAwait?.(call));
     await Promise.all(awaited.map((call) => call.ended));
     if (doNotAwait) await this.#flush();
     else await this.close();
@@ -138,15 +132,17 @@ export class Server {
   }
 
   async #flush(): Promise<void> {
-    let timer: ReturnType<typeof setTimeout> | undefined;
-    const timeout = new Promise<void>((resolve) => {
-      timer = setTimeout(resolve, this.#shared.flushTimeoutMs);
-    });
+    const { deadlines, flushTimeoutMs } = this.#shared;
+    const timeout = Promise.withResolvers<void>();
+    const deadline = deadlines.add(
+      performance.now() + flushTimeoutMs,
+      timeout.resolve,
+    );
     const flushed = Promise.all(
       [...this.#connections].map((connection) => connection.flushed()),
     );
-    await Promise.race([flushed, timeout]);
-    clearTimeout(timer);
+    await Promise.race([flushed, timeout.promise]);
+    deadlines.remove(deadline);
   }
 }
 
@@ -154,13 +150,14 @@ export class Server {
 interface Shared extends Required<ServerOptions> {
   readonly services: Services;
   readonly calls: Set<ServerCall>;
+  readonly deadlines: Deadlines;
 }
 
 class ServerCall implements Call {
   readonly startedAt = performance.now();
   /** Resolves when the handler has ended and its reply is queued. */
   ended: Promise<void> | undefined;
-  #timer: ReturnType<typeof setTimeout> | undefined;
+  deadline: Deadline | undefined;
   #controller: AbortController | undefined;
   #abortReason: StatusError | undefined;
 
@@ -179,21 +176,8 @@ class ServerCall implements Call {
   }
 
   abort(reason: StatusError): void {
-    this.clearDeadline();
     this.#abortReason = reason;
     this.#controller?.abort(reason);
-  }
-
-  setDeadline(atMs: number, onPassed: () => void): void {
-    const left = Math.max(0, Math.ceil(atMs - performance.now()));
-    this.#timer = left <= MAX_TIMER_MS
-      ? setTimeout(onPassed, left)
-      : setTimeout(() => this.setDeadline(atMs, onPassed), MAX_TIMER_MS);
-  }
-
-  clearDeadline(): void {
-    if (this.#timer !== undefined) clearTimeout(this.#timer);
-    this.#timer = undefined;
   }
 }
 
@@ -241,9 +225,8 @@ class Connection implements FrameSink {
     this.stopped = true;
     this.#writer.stop();
     this.#conn.close();
-    const unanswered = [...this.#unanswered.values()];
-    this.#unanswered.clear();
-    for (const call of unanswered) {
+    for (const call of [...this.#unanswered.values()]) {
+      this.#settle(call);
       const what = `${call.service}/${call.method}`;
       call.abort(
         new StatusError(
@@ -265,8 +248,7 @@ class Connection implements FrameSink {
   }
 
   onOversized(stream: number, length: number): void {
-    const message =
-      `Cannot take a request of ${length} bytes on stream ${stream}: the limit is ${MAX_PAYLOAD} bytes`;
+    const message = `Cannot take a request of ${length} bytes on stream ${stream}: the limit is ${MAX_PAYLOAD} bytes`;
     this.#refuse(stream, Code.RESOURCE_EXHAUSTED, message);
   }
 
@@ -279,38 +261,30 @@ class Connection implements FrameSink {
 
   #dispatch(stream: number, payload: Uint8Array): void {
     if (stream % 2 === 0) {
-      const message =
-        `Cannot take a request on stream ${stream}: a stream opened by a client has an odd id`;
+      const message = `Cannot take a request on stream ${stream}: a stream opened by a client has an odd id`;
       return this.#refuse(stream, Code.INVALID_ARGUMENT, message);
     }
     if (this.#unanswered.has(stream)) {
-      const message =
-        `Cannot take a request on stream ${stream}: the one before it has not been answered`;
+      const message = `Cannot take a request on stream ${stream}: the one before it has not been answered`;
       return this.#refuse(stream, Code.INVALID_ARGUMENT, message);
     }
     let request: ttrpc.Request;
     try {
       request = ttrpc.Request.decode(payload);
     } catch (error) {
-      const message =
-        `Cannot parse the request of ${payload.length} bytes on stream ${stream}: ${
-          messageOf(error)
-        }`;
+      const message = `Cannot parse the request of ${payload.length} bytes on stream ${stream}: ${messageOf(error)}`;
       return this.#refuse(stream, Code.INVALID_ARGUMENT, message);
     }
     const { service, method } = request;
     const methods = this.#shared.services.get(service);
     const handler = methods?.get(method);
     if (!handler) {
-      const reason = methods
-        ? "the service has no such method"
-        : "there is no such service";
+      const reason = methods ? "the service has no such method" : "there is no such service";
       const message = `Cannot call ${service}/${method}: ${reason}`;
       return this.#refuse(stream, Code.UNIMPLEMENTED, message);
     }
     if (this.#running >= this.#shared.maxInFlight) {
-      const message =
-        `Cannot call ${service}/${method}: ${this.#running} calls are in flight on this connection`;
+      const message = `Cannot call ${service}/${method}: ${this.#running} calls are in flight on this connection`;
       return this.#refuse(stream, Code.RESOURCE_EXHAUSTED, message);
     }
 
@@ -335,7 +309,7 @@ class Connection implements FrameSink {
     this.#unanswered.set(call.stream, call);
     if (timeoutNano > 0) {
       const timeoutMs = timeoutNano / 1e6;
-      call.setDeadline(
+      call.deadline = this.#shared.deadlines.add(
         call.startedAt + timeoutMs,
         () => this.#onDeadline(call, timeoutMs),
       );
@@ -357,7 +331,7 @@ class Connection implements FrameSink {
   #settle(call: ServerCall): boolean {
     if (this.#unanswered.get(call.stream) !== call) return false;
     this.#unanswered.delete(call.stream);
-    call.clearDeadline();
+    if (call.deadline) this.#shared.deadlines.remove(call.deadline);
     return true;
   }
 
@@ -369,8 +343,7 @@ class Connection implements FrameSink {
 
   #onDeadline(call: ServerCall, timeoutMs: number): void {
     if (!this.#settle(call)) return;
-    const message =
-      `Cannot answer ${call.service}/${call.method}: its deadline of ${timeoutMs} ms has passed`;
+    const message = `Cannot answer ${call.service}/${call.method}: its deadline of ${timeoutMs} ms has passed`;
     this.#refuse(call.stream, Code.DEADLINE_EXCEEDED, message);
     call.abort(new StatusError(Code.DEADLINE_EXCEEDED, message));
     this.#endIfIdle();
@@ -424,9 +397,7 @@ class Connection implements FrameSink {
   #refuse(stream: number, code: Code, message: string): void {
     let payload = ttrpc.Response.encode({ status: { code, message } }).finish();
     if (payload.length > MAX_PAYLOAD) {
-      const short = `${
-        message.slice(0, 1000)
-      }… (cut: the message is too long to be sent)`;
+      const short = `${message.slice(0, 1000)}… (cut: the message is too long to be sent)`;
       payload = ttrpc.Response.encode({ status: { code, message: short } })
         .finish();
     }

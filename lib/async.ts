@@ -1,0 +1,17 @@
+/** Waiting. */
+
+/** Calls back once after `ms`, unless what it returns is disposed of before. */
+export type Timer = (ms: number, callback: () => void) => Disposable;
+
+/** Waits for `ms`. */
+export function sleep(timer: Timer, ms: number): Promise<void> {
+  return new Promise((resolve) => timer(ms, resolve));
+}
+
+/** Waits for a promise, but no longer than `ms`; rejects only if the promise does in that time. */
+export async function within(timer: Timer, ms: number, promise: PromiseLike<unknown> | undefined): Promise<void> {
+  if (promise === undefined) return;
+  const { promise: late, resolve } = Promise.withResolvers<void>();
+  using _timer = timer(ms, resolve);
+  await Promise.race([promise, late]);
+}

@@ -1,0 +1,169 @@
+/** The command line: one table of flags, read the way Go's `flag` package reads them. */
+
+import { parseArgs } from "@std/cli/parse-args";
+
+interface Flag {
+  readonly name: string;
+  readonly type: "string" | "bool";
+  readonly default: string | boolean;
+  readonly help: string;
+  /** A second name of the same flag. */
+  readonly alias?: string;
+}
+
+/** Every flag there is, in the order in which help shows them. */
+export const FLAGS = [
+  {
+    name: "address",
+    type: "string",
+    default: "",
+    help: "path of containerd's gRPC socket, which events go back to",
+  },
+  {
+    name: "containerd-binary",
+    type: "string",
+    default: "containerd",
+    help: "path of the containerd binary, for `containerd publish` where containerd serves no ttrpc",
+  },
+  {
+    name: "criu",
+    alias: "criu-path",
+    type: "string",
+    default: "",
+    help: "path of the criu binary",
+  },
+  {
+    name: "debug",
+    type: "bool",
+    default: false,
+    help: "enable debug output in logs",
+  },
+  {
+    name: "namespace",
+    type: "string",
+    default: "",
+    help: "containerd namespace that the container belongs to",
+  },
+  {
+    name: "runtime-root",
+    type: "string",
+    default: "/run/containerd/runc",
+    help: "root directory of the OCI runtime's state",
+  },
+  {
+    name: "socket",
+    type: "string",
+    default: "",
+    help:
+      "socket to serve: unix://PATH, or a name in the abstract namespace; the listening socket inherited as descriptor 3 when empty",
+  },
+  {
+    name: "systemd-cgroup",
+    type: "bool",
+    default: false,
+    help: "have the OCI runtime manage cgroups through systemd",
+  },
+  {
+    name: "workdir",
+    type: "string",
+    default: "",
+    help: "directory for large temporary data and the log FIFOs",
+  },
+] as const satisfies readonly Flag[];
+
+type Flags = typeof FLAGS[number];
+
+/** The value of every flag, by name. */
+export type Options = {
+  readonly [F in Flags as F["name"]]: F["type"] extends "bool" ? boolean
+    : string;
+};
+
+/** A command line that cannot be understood; its message says why. */
+export class UsageError extends Error {
+  override readonly name = "UsageError";
+}
+
+/**
+ * Reads the arguments: `-x v`, `-x=v` and `--x` alike, up to the first that is no flag.
+ *
+ * @returns undefined when help was asked for
+ * @throws {UsageError}
+ */
+export function parse(args: readonly string[]): Options | undefined {
+  const normal: string[] = [];
+  for (let i = 0; i < args.length; i++) {
+    const arg = args[i]!;
+    if (!arg.startsWith("-") || arg === "-" || arg === "--") break;
+    const [, name, , value] = /^--?([^=]*)(=(.*))?$/s.exec(arg)!;
+    if (name === "" || name!.startsWith("-")) {
+      throw new UsageError(`bad flag syntax: ${arg}`);
+    }
+    const flag = find(name!);
+    if (flag === undefined) {
+      if (name === "help" || name === "h") return undefined;
+      throw new UsageError(`flag provided but not defined: -${name}`);
+    }
+    if (flag.type === "bool") {
+      normal.push(`--${flag.name}=${parseBool(name!, value ?? "true")}`);
+      continue;
+    }
+    if (value === undefined && ++i >= args.length) {
+      throw new UsageError(`flag needs an argument: -${name}`);
+    }
+    normal.push(`--${flag.name}=${value ?? args[i]}`);
+  }
+  const { _, ...options } = parseArgs(normal, {
+    string: names("string"),
+    boolean: names("bool"),
+    default: Object.fromEntries(FLAGS.map((each) => [each.name, each.default])),
+  });
+  return options as unknown as Options;
+}
+
+function find(name: string): Flag | undefined {
+  return FLAGS.find((flag: Flag) => flag.name === name || flag.alias === name);
+}
+
+function names(type: Flag["type"]): string[] {
+  return FLAGS.filter((flag) => flag.type === type).map((flag) => flag.name);
+}
+
+/** The words for a boolean that Go's strconv.ParseBool knows. */
+const BOOLEANS: Readonly<Record<string, boolean>> = {
+  "1": true,
+  t: true,
+  T: true,
+  true: true,
+  TRUE: true,
+  True: true,
+  "0": false,
+  f: false,
+  F: false,
+  false: false,
+  FALSE: false,
+  False: false,
+};
+
+function parseBool(name: string, value: string): boolean {
+  if (!Object.hasOwn(BOOLEANS, value)) {
+    throw new UsageError(
+      `invalid boolean value ${JSON.stringify(value)} for -${name}: parse error`,
+    );
+  }
+  return BOOLEANS[value]!;
+}
+
+/** What `-help` prints, and an error in the command line after its message. */
+export function usage(): string {
+  let text = "Usage of containerd-shim:\n";
+  for (const flag of FLAGS as readonly Flag[]) {
+    const value = flag.type === "string" ? " string" : "";
+    const initial = flag.default === "" || flag.default === false ? "" : ` (default ${JSON.stringify(flag.default)})`;
+    text += `  -${flag.name}${value}\n    \t${flag.help}${initial}\n`;
+    if (flag.alias !== undefined) {
+      text += `  -${flag.alias}${value}\n    \tthe same as -${flag.name}\n`;
+    }
+  }
+  return text;
+}

@@ -1,0 +1,34 @@
+/** The files of a bundle: what the OCI runtime is told, and what it writes down. */
+
+import { messageOf } from "../errors.ts";
+import type { Logger } from "../log.ts";
+
+/**
+ * The pid that the runtime has written into a file.
+ *
+ * @throws {Error} when there is none in it
+ */
+export function readPidFile(path: string): number {
+  const text = Deno.readTextFileSync(path).trim();
+  const pid = Number(text);
+  if (!Number.isSafeInteger(pid) || pid <= 0) {
+    throw new Error(`pid file ${path} has no pid in it but ${JSON.stringify(text)}`);
+  }
+  return pid;
+}
+
+/**
+ * Whether the container that `config.json` describes has a pid namespace of its own, which ends with its init. When
+ * that cannot be told, it is taken to have none.
+ */
+export function ownsPidNamespace(bundle: string, log: Logger): boolean {
+  const path = `${bundle}/config.json`;
+  try {
+    const namespaces: unknown = JSON.parse(Deno.readTextFileSync(path))?.linux?.namespaces;
+    return Array.isArray(namespaces) &&
+      namespaces.some((each) => each?.type === "pid" && !each.path);
+  } catch (error) {
+    log.error("cannot tell the container's pid namespace", { path, error: messageOf(error) });
+    return false;
+  }
+}

@@ -1,0 +1,117 @@
+/** A container: its init process, and the processes that were added to it. */
+
+import { Code, StatusError } from "../ttrpc/status.ts";
+import type { Context, ExitListener } from "./context.ts";
+import { Exec, type ExecConfig } from "./exec.ts";
+import { Init, type InitConfig } from "./init.ts";
+import type { Process } from "./process.ts";
+import { type Mount, mountAll, unmountAll } from "./rootfs.ts";
+import type { Runc } from "../runtime/runc.ts";
+
+/** What a container is created from. */
+export interface ContainerConfig extends Omit<InitConfig, "rootfs"> {
+  /** Mounted on the bundle's rootfs in order; none when the rootfs is somebody else's. */
+  readonly mounts: readonly Mount[];
+}
+
+/** Mode of the rootfs directory: what is in it is found by those who may, and listed by root. */
+const ROOTFS_MODE = 0o711;
+
+/** A container that has been created. */
+export class Container {
+  readonly init: Init;
+  readonly #context: Context;
+  readonly #onExit: ExitListener;
+  readonly #execs = new Map<string, Exec>();
+
+  private constructor(context: Context, init: Init, onExit: ExitListener) {
+    this.#context = context;
+    this.init = init;
+    this.#onExit = onExit;
+  }
+
+  /**
+   * Mounts the rootfs and has the OCI runtime create the container; undoes all of it on failure.
+   *
+   * @throws {StatusError} with the runtime's own last message
+   */
+  static async create(
+    context: Context,
+    { mounts, ...config }: ContainerConfig,
+    runc: Runc,
+    onExit: ExitListener,
+  ): Promise<Container> {
+    const rootfs = mounts.length > 0 ? `${config.bundle}/rootfs` : "";
+    if (rootfs !== "") {
+      try {
+        Deno.mkdirSync(rootfs, { mode: ROOTFS_MODE });
+      } catch (error) {
+        if (!(error instanceof Deno.errors.AlreadyExists)) throw error;
+      }
+    }
+    await mountAll(context.timer, mounts, rootfs);
+    const init = new Init(context, { ...config, rootfs }, runc, onExit);
+    try {
+      await init.create();
+    } catch (error) {
+      if (rootfs !== "") {
+        await unmountAll(context.timer, rootfs).catch((cause) =>
+          context.log.warn("failed to cleanup rootfs mount", { rootfs, error: cause })
+        );
+      }
+      throw error;
+    }
+    return new Container(context, init, onExit);
+  }
+
+  get id(): string {
+    return this.init.id;
+  }
+
+  /**
+   * The process of this id: init, when it is the container's own.
+   *
+   * @throws {StatusError} NOT_FOUND
+   */
+  process(id: string): Process {
+    const process = id === this.id ? this.init : this.#execs.get(id);
+    if (process !== undefined) return process;
+    throw new StatusError(Code.NOT_FOUND, `process ${id} does not exist`);
+  }
+
+  /** All its processes, init first. */
+  get processes(): Process[] {
+    return [this.init, ...this.#execs.values()];
+  }
+
+  /**
+   * Registers a process to be started in the container.
+   *
+   * @throws {StatusError} ALREADY_EXISTS when the id is in use, FAILED_PRECONDITION when the container does not run
+   */
+  async exec(config: ExecConfig): Promise<void> {
+    this.#requireFree(config.id);
+    await this.init.allowExec();
+    this.#requireFree(config.id);
+    this.#execs.set(config.id, new Exec(this.#context, config, this.init, this.#onExit));
+  }
+
+  #requireFree(id: string): void {
+    if (id === this.id || this.#execs.has(id)) {
+      throw new StatusError(Code.ALREADY_EXISTS, `id ${id} is in use`);
+    }
+  }
+
+  /**
+   * Removes a process that was added, and gives what it was.
+   *
+   * @throws {StatusError} NOT_FOUND, or FAILED_PRECONDITION while it runs
+   */
+  async deleteExec(id: string): Promise<Exec> {
+    const exec = this.#execs.get(id);
+    if (exec === undefined) throw new StatusError(Code.NOT_FOUND, `process ${id} does not exist`);
+    await exec.delete();
+    this.#execs.delete(id);
+    return exec;
+  }
+}

@@ -1,0 +1,18 @@
+/** What a container needs of the process it lives in. */
+
+import type { Poller } from "../../ffi/poll.ts";
+import type { Timer } from "../async.ts";
+import type { Logger } from "../log.ts";
+import type { Reaper } from "../reaper.ts";
+import type { Process, ProcessExit } from "./process.ts";
+
+/** What is shared by all containers of a process; it outlives each of them. */
+export interface Context {
+  readonly poller: Poller;
+  readonly reaper: Reaper;
+  readonly timer: Timer;
+  readonly log: Logger;
+}
+
+/** Told that a process of a container has ended, after its state says so. */
+export type ExitListener = (process: Process, exit: ProcessExit) => void;

@@ -1,0 +1,131 @@
+/** A process that was added to a container. */
+
+import { kill } from "../../ffi/process.ts";
+import { Errno, SystemError } from "../../ffi/libc.ts";
+import { Code, StatusError } from "../ttrpc/status.ts";
+import { readPidFile } from "./bundle.ts";
+import type { Context, ExitListener } from "./context.ts";
+import type { Init } from "./init.ts";
+import { Process } from "./process.ts";
+import { killError, runtimeError } from "./runtime_errors.ts";
+import { EXEC, type State, StateMachine } from "./state.ts";
+import { PipeStdio, type StdioConfig } from "./stdio.ts";
+
+/** What an exec process is made from. */
+export interface ExecConfig {
+  readonly id: string;
+  readonly stdio: StdioConfig;
+  /** The OCI Process, as JSON can write it. */
+  readonly spec: Readonly<Record<string, unknown>>;
+}
+
+/** The status of a process that could not be started, as a shell has it for a command that is not found. */
+const NOT_STARTED = 255;
+
+/** An exec process. */
+export class Exec extends Process {
+  readonly #config: ExecConfig;
+  readonly #init: Init;
+  readonly #onExit: ExitListener;
+
+  constructor(context: Context, config: ExecConfig, init: Init, onExit: ExitListener) {
+    super(context, config.id, config.stdio, new StateMachine(EXEC));
+    this.#config = config;
+    this.#init = init;
+    this.#onExit = onExit;
+  }
+
+  override get containerId(): string {
+    return this.#init.id;
+  }
+
+  /** While the container is paused, so are all its processes. */
+  override get state(): State {
+    const { state } = this.#init;
+    return state === "paused" || state === "pausing" ? state : super.state;
+  }
+
+  override start(): Promise<void> {
+    return this.serialize("start", () => this.#start());
+  }
+
+  async #start(): Promise<void> {
+    const { poller, reaper } = this.context;
+    const { bundle, ioUid: uid, ioGid: gid } = this.#init.config;
+    const process = `${bundle}/${this.id}.process.json`;
+    using _hold = reaper.hold();
+    try {
+      const streams = PipeStdio.open(this.stdio, { poller, uid, gid });
+      this.streams = streams;
+      streams.connectStdin();
+      try {
+        Deno.writeTextFileSync(
+          process,
+          JSON.stringify({ ...this.#config.spec, terminal: this.stdio.terminal }),
+          { mode: 0o600 },
+        );
+        await this.#init.runc.exec(this.#init.id, {
+          stdio: { descriptors: streams.descriptors },
+          pidFile: this.#pidFile,
+          process,
+        });
+        this.pid = readPidFile(this.#pidFile);
+      } finally {
+        streams.closeChildEnds();
+        removeIfThere(process);
+      }
+    } catch (error) {
+      this.streams?.[Symbol.dispose]();
+      // Whoever waits for it is not left waiting, and it can be deleted.
+      this.setExited({ status: NOT_STARTED, at: new Date() });
+      throw runtimeError("OCI runtime exec failed", error);
+    }
+    this.machine.become("running");
+    reaper.watch(this.pid, (exit) => {
+      this.setExited(exit);
+      this.#onExit(this, exit);
+    });
+  }
+
+  override kill(signal: number, _all: boolean): Promise<void> {
+    return this.serialize("kill", () => {
+      if (this.exit !== undefined) this.alreadyFinished();
+      if (this.pid === 0) {
+        throw new StatusError(Code.FAILED_PRECONDITION, "process not created");
+      }
+      try {
+        kill(this.pid, signal);
+      } catch (error) {
+        if (error instanceof SystemError && error.errno === Errno.ESRCH) this.alreadyFinished();
+        throw killError(error);
+      }
+      return Promise.resolve();
+    });
+  }
+
+  /**
+   * Removes what is left of it. Its output has 2 s to be read first.
+   *
+   * @throws {StatusError} FAILED_PRECONDITION while it runs
+   */
+  delete(): Promise<void> {
+    return this.serialize("delete", async () => {
+      await this.drained();
+      this.streams?.[Symbol.dispose]();
+      removeIfThere(this.#pidFile);
+      this.machine.become("deleted");
+    });
+  }
+
+  get #pidFile(): string {
+    return `${this.#init.config.bundle}/${this.id}.pid`;
+  }
+}
+
+function removeIfThere(path: string): void {
+  try {
+    Deno.removeSync(path);
+  } catch (error) {
+    if (!(error instanceof Deno.errors.NotFound)) throw error;
+  }
+}

@@ -1,0 +1,225 @@
+/** The first process of a container, and with it the container as the OCI runtime sees it. */
+
+import { messageOf } from "../errors.ts";
+import { Signal } from "../../ffi/signals.ts";
+import { within } from "../async.ts";
+import type { Exit } from "../reaper.ts";
+import type { Runc } from "../runtime/runc.ts";
+import { Code, StatusError } from "../ttrpc/status.ts";
+import { ownsPidNamespace, readPidFile } from "./bundle.ts";
+import type { Context, ExitListener } from "./context.ts";
+import { Process } from "./process.ts";
+import { unmountAll } from "./rootfs.ts";
+import { killError, runtimeError } from "./runtime_errors.ts";
+import { INIT, StateMachine } from "./state.ts";
+import { PipeStdio, type StdioConfig } from "./stdio.ts";
+
+/** What an init process is created from. */
+export interface InitConfig {
+  readonly id: string;
+  /** The bundle's directory, absolute. */
+  readonly bundle: string;
+  readonly stdio: StdioConfig;
+  /** Where the rootfs has been mounted; empty when it is somebody else's. */
+  readonly rootfs: string;
+  readonly noPivotRoot: boolean;
+  readonly noNewKeyring: boolean;
+  /** Who owns the pipes of its streams. */
+  readonly ioUid: number;
+  readonly ioGid: number;
+}
+
+/** The pid file of init, in the bundle. */
+const PID_FILE = "init.pid";
+
+/**
+ * How long after its creation a container's input waits for Start before it is opened, in ms.
+ *
+ * `ctr` can close a task's input only once it has been told of the task, and forgets an end of file that comes before;
+ * what it opens itself in the background, it reads from at once.
+ */
+const STDIN_DELAY_MS = 1000;
+
+/** How long Delete of a container that never ran waits for its process to be reaped, in ms. */
+const REAP_TIMEOUT_MS = 1000;
+
+/** An init process. */
+export class Init extends Process {
+  readonly #config: InitConfig;
+  readonly #runc: Runc;
+  readonly #onExit: ExitListener;
+  #pipes: PipeStdio | undefined;
+  #stdinTimer: Disposable | undefined;
+  #ownsPidNamespace = true;
+
+  constructor(context: Context, config: InitConfig, runc: Runc, onExit: ExitListener) {
+    super(context, config.id, config.stdio, new StateMachine(INIT));
+    this.#config = config;
+    this.#runc = runc;
+    this.#onExit = onExit;
+  }
+
+  override get containerId(): string {
+    return this.id;
+  }
+
+  /** The OCI runtime that the container was made with. */
+  get runc(): Runc {
+    return this.#runc;
+  }
+
+  get config(): InitConfig {
+    return this.#config;
+  }
+
+  /**
+   * Has the runtime create the container. Its streams are open before, and closed again if it fails.
+   *
+   * @throws {StatusError} with the runtime's own last message
+   */
+  async create(): Promise<void> {
+    const { id, bundle, stdio, ioUid: uid, ioGid: gid } = this.#config;
+    const streams = PipeStdio.open(stdio, { poller: this.context.poller, uid, gid });
+    this.streams = this.#pipes = streams;
+    const pidFile = `${bundle}/${PID_FILE}`;
+    using _hold = this.context.reaper.hold();
+    try {
+      const created = this.#runc.create(id, bundle, {
+        stdio: { descriptors: streams.descriptors },
+        pidFile,
+        noPivotRoot: this.#config.noPivotRoot,
+        noNewKeyring: this.#config.noNewKeyring,
+      });
+      // While runc works.
+      this.#ownsPidNamespace = ownsPidNamespace(bundle, this.context.log);
+      await created.finally(() => streams.closeChildEnds());
+      this.pid = readPidFile(pidFile);
+    } catch (error) {
+      streams[Symbol.dispose]();
+      throw runtimeError("OCI runtime create failed", error);
+    }
+    // A client that is told of the creation may still be on its way to where it can close the input that it opens.
+    this.#stdinTimer = this.context.timer(STDIN_DELAY_MS, () => streams.connectStdin());
+    this.context.reaper.watch(this.pid, (exit) => this.#exited(exit));
+  }
+
+  override start(): Promise<void> {
+    return this.serialize("start", async () => {
+      this.#stdinTimer?.[Symbol.dispose]();
+      try {
+        this.#pipes?.connectStdin();
+        await this.#runc.start(this.id);
+      } catch (error) {
+        throw runtimeError("OCI runtime start failed", error);
+      }
+      // It may have ended by now.
+      if (this.machine.canBecome("running")) this.machine.become("running");
+    });
+  }
+
+  override kill(signal: number, all: boolean): Promise<void> {
+    return this.serialize("kill", async () => {
+      if (this.exit !== undefined && !all) this.alreadyFinished();
+      try {
+        await this.#runc.kill(this.id, signal, all);
+      } catch (error) {
+        throw killError(error);
+      }
+    });
+  }
+
+  /** Freezes every process of the container. */
+  pause(): Promise<void> {
+    return this.serialize("pause", async () => {
+      this.machine.become("pausing");
+      try {
+        await this.#runc.pause(this.id);
+      } catch (error) {
+        if (this.machine.canBecome("running")) this.machine.become("running");
+        throw runtimeError("OCI runtime pause failed", error);
+      }
+      if (this.machine.canBecome("paused")) this.machine.become("paused");
+    });
+  }
+
+  /** Has a paused container go on. */
+  resume(): Promise<void> {
+    return this.serialize("resume", async () => {
+      try {
+        await this.#runc.resume(this.id);
+      } catch (error) {
+        throw runtimeError("OCI runtime resume failed", error);
+      }
+      if (this.machine.canBecome("running")) this.machine.become("running");
+    });
+  }
+
+  /**
+   * Removes the container: what the runtime holds, the streams, the mounts. Its output has 2 s to be read first.
+   *
+   * @throws {StatusError} FAILED_PRECONDITION while it runs
+   */
+  delete(): Promise<void> {
+    return this.serialize("delete", async () => {
+      this.#stdinTimer?.[Symbol.dispose]();
+      const [removed] = await Promise.allSettled([this.#remove(), this.drained()]);
+      this.streams?.[Symbol.dispose]();
+      const { rootfs } = this.#config;
+      if (rootfs !== "") {
+        try {
+          await unmountAll(this.context.timer, rootfs);
+        } catch (error) {
+          throw new StatusError(Code.UNKNOWN, `failed rootfs umount: ${messageOf(error)}`);
+        }
+      }
+      if (removed.status === "rejected") throw runtimeError("failed to delete task", removed.reason);
+      this.machine.become("deleted");
+    });
+  }
+
+  async #remove(): Promise<void> {
+    const ran = this.machine.state !== "created";
+    try {
+      await this.#runc.delete(this.id);
+    } catch (error) {
+      // After a checkpoint, say, the runtime holds nothing any more.
+      if (!messageOf(error).includes("does not exist")) throw error;
+    }
+    if (!ran && this.pid !== 0) await within(this.context.timer, REAP_TIMEOUT_MS, Promise.resolve(this.wait()));
+  }
+
+  /**
+   * Settled once a process may be added.
+   *
+   * @throws {StatusError} FAILED_PRECONDITION when none may
+   */
+  allowExec(): Promise<void> {
+    return this.serialize("exec", () => Promise.resolve());
+  }
+
+  /** The pids of all its processes. */
+  pids(): Promise<number[]> {
+    return this.#runc.ps(this.id);
+  }
+
+  async #exited(exit: Exit): Promise<void> {
+    const wasPaused = this.machine.state === "paused";
+    if (!this.#ownsPidNamespace) {
+      // What it leaves behind would live on: there is no pid namespace to end with it.
+      try {
+        await this.#runc.kill(this.id, Signal.SIGKILL, true);
+      } catch (error) {
+        this.context.log.error("failed to kill init's children", { id: this.id, error });
+      }
+    }
+    this.setExited(exit);
+    this.#onExit(this, exit);
+    if (wasPaused) {
+      try {
+        await this.#runc.resume(this.id);
+      } catch (error) {
+        this.context.log.error("resuming exited container from paused state", { id: this.id, error });
+      }
+    }
+  }
+}

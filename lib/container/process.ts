@@ -1,0 +1,108 @@
+/** What an init process and an exec process have in common. */
+
+import type { Exit } from "../reaper.ts";
+import { Code, StatusError } from "../ttrpc/status.ts";
+import { within } from "../async.ts";
+import type { Context } from "./context.ts";
+import type { Action, State, StateMachine } from "./state.ts";
+import type { ProcessStreams, StdioConfig } from "./stdio.ts";
+
+/** How long the end of a process's output is waited for before it is closed, in ms. */
+const DRAIN_TIMEOUT_MS = 2000;
+
+/** How a process ended. */
+export type ProcessExit = Pick<Exit, "status" | "at">;
+
+/** A process of a container. */
+export abstract class Process {
+  readonly id: string;
+  readonly stdio: StdioConfig;
+  protected readonly context: Context;
+  protected readonly machine: StateMachine;
+  protected streams: ProcessStreams | undefined;
+  #pid = 0;
+  #exit: ProcessExit | undefined;
+  readonly #exited = Promise.withResolvers<ProcessExit>();
+  #last: Promise<unknown> = Promise.resolve();
+
+  constructor(context: Context, id: string, stdio: StdioConfig, machine: StateMachine) {
+    this.context = context;
+    this.id = id;
+    this.stdio = stdio;
+    this.machine = machine;
+  }
+
+  /** The container that it belongs to. */
+  abstract get containerId(): string;
+
+  /** Its pid; 0 before it has one. It keeps it when it has ended. */
+  get pid(): number {
+    return this.#pid;
+  }
+
+  protected set pid(pid: number) {
+    this.#pid = pid;
+  }
+
+  get state(): State {
+    return this.machine.state;
+  }
+
+  /** How it ended, if it has. */
+  get exit(): ProcessExit | undefined {
+    return this.#exit;
+  }
+
+  /** Bytes that have passed through its streams, by name. */
+  get moved(): Readonly<Record<string, number>> {
+    return this.streams?.moved ?? {};
+  }
+
+  /** Settled when it has ended: at once, when it has already. */
+  wait(): ProcessExit | Promise<ProcessExit> {
+    return this.#exit ?? this.#exited.promise;
+  }
+
+  /** Records how it ended; once is enough. */
+  setExited(exit: ProcessExit): void {
+    if (this.#exit !== undefined) return;
+    this.#exit = exit;
+    if (this.machine.canBecome("stopped")) this.machine.become("stopped");
+    this.#exited.resolve(exit);
+  }
+
+  /** Has it run. */
+  abstract start(): Promise<void>;
+
+  /**
+   * Sends it a signal.
+   *
+   * @throws {StatusError} NOT_FOUND when it has ended
+   */
+  abstract kill(signal: number, all: boolean): Promise<void>;
+
+  /** Ends its standard input, as far as it is held open here. */
+  closeStdin(): void {
+    this.streams?.closeStdin();
+  }
+
+  /** Waits for its output to be passed on, but not for long: something else may hold it open. */
+  protected drained(): Promise<unknown> {
+    return within(this.context.timer, DRAIN_TIMEOUT_MS, this.streams?.drained);
+  }
+
+  /** Runs what changes this process one after the other, in the order of the calls. */
+  protected serialize<T>(action: Action, run: () => Promise<T>): Promise<T> {
+    const turn = this.#last.then(() => {
+      this.machine.require(action);
+      return run();
+    });
+    this.#last = turn.catch(() => {});
+    return turn;
+  }
+
+  /** @throws {StatusError} NOT_FOUND */
+  protected alreadyFinished(): never {
+    throw new StatusError(Code.NOT_FOUND, "process already finished");
+  }
+}

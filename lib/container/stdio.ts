@@ -1,0 +1,199 @@
+/** The standard streams of a process that has no terminal. */
+
+import * as fds from "../../ffi/fd.ts";
+import { changeOwner, pipe } from "../../ffi/pipe.ts";
+import type { Poller } from "../../ffi/poll.ts";
+import type { ProcessDescriptors } from "../runtime/runc.ts";
+import { Code, StatusError } from "../ttrpc/status.ts";
+import { Stream } from "./stream.ts";
+
+/** Where a process's streams go, as containerd says it: a path or a URI each, empty for none. */
+export interface StdioConfig {
+  readonly stdin: string;
+  readonly stdout: string;
+  readonly stderr: string;
+  readonly terminal: boolean;
+}
+
+/** What the streams of a process have in common, with a terminal or without. */
+export interface ProcessStreams extends Disposable {
+  /** Settled when all output has been passed on and its readers have been told. */
+  readonly drained: Promise<void>;
+  /** Ends standard input: the process sees end of file once every other writer has gone too. */
+  closeStdin(): void;
+  /** Bytes moved so far, by stream. */
+  readonly moved: Readonly<Record<string, number>>;
+}
+
+/** Options of {@link PipeStdio.open}. */
+export interface PipeStdioOptions {
+  readonly poller: Poller;
+  /** Who owns the pipes, so that a process that is not root can open /dev/stdout again. */
+  readonly uid: number;
+  readonly gid: number;
+}
+
+type OutputName = "stdout" | "stderr";
+
+/**
+ * Pipes between a process and the FIFOs that containerd has made for it.
+ *
+ * The other end of each FIFO is held open here too: a client that detaches stalls the process, or leaves its input
+ * open, until it comes back.
+ */
+export class PipeStdio implements ProcessStreams {
+  /** Descriptors that only the process is to have once it has been started. */
+  readonly #childEnds: number[] = [];
+  readonly #descriptors: [number | null, number | null, number | null] = [
+    null,
+    null,
+    null,
+  ];
+  readonly #streams = new Map<string, Stream>();
+  /** The write end of the pipe of standard input, as long as nothing comes through it. */
+  #stdinPipe: number | undefined;
+  #stdinWriter: number | undefined;
+  #stdinClosed = false;
+  readonly #config: StdioConfig;
+  readonly #options: PipeStdioOptions;
+
+  private constructor(config: StdioConfig, options: PipeStdioOptions) {
+    this.#config = config;
+    this.#options = options;
+  }
+
+  /**
+   * Opens the streams.
+   *
+   * @throws {SystemError} when one cannot be opened
+   * @throws {StatusError} INVALID_ARGUMENT for a scheme that is not known
+   */
+  static open(config: StdioConfig, options: PipeStdioOptions): PipeStdio {
+    const stdio = new PipeStdio(config, options);
+    try {
+      if (config.stdin !== "") stdio.#openStdin(config.stdin);
+      if (config.stdout !== "") {
+        stdio.#openOutput(1, "stdout", config.stdout);
+      }
+      if (config.stderr !== "") {
+        stdio.#openOutput(2, "stderr", config.stderr);
+      }
+      return stdio;
+    } catch (error) {
+      stdio[Symbol.dispose]();
+      throw error;
+    }
+  }
+
+  /** What the process is to be started with. */
+  get descriptors(): ProcessDescriptors {
+    return this.#descriptors;
+  }
+
+  /** Closes the process's ends here, so that its own are the last: to be called when it has been started, or has not. */
+  closeChildEnds(): void {
+    for (const fd of this.#childEnds.splice(0)) fds.close(fd);
+  }
+
+  get drained(): Promise<void> {
+    const outputs = ["stdout", "stderr"].map((name) => this.#streams.get(name)?.done);
+    return Promise.all(outputs).then(() => {});
+  }
+
+  get moved(): Record<string, number> {
+    return Object.fromEntries(
+      [...this.#streams].map(([name, stream]) => [name, stream.bytes]),
+    );
+  }
+
+  closeStdin(): void {
+    this.#stdinClosed = true;
+    if (this.#stdinWriter === undefined) return;
+    fds.close(this.#stdinWriter);
+    this.#stdinWriter = undefined;
+  }
+
+  [Symbol.dispose](): void {
+    this.closeChildEnds();
+    this.closeStdin();
+    if (this.#stdinPipe !== undefined) fds.close(this.#stdinPipe);
+    this.#stdinPipe = undefined;
+    for (const stream of this.#streams.values()) stream.close();
+  }
+
+  #openStdin(path: string): void {
+    if (!Deno.statSync(path).isFifo) {
+      const file = fds.open(path, fds.O.RDONLY | fds.O.NOCTTY);
+      this.#descriptors[0] = file;
+      this.#childEnds.push(file);
+      return;
+    }
+    const { read, write } = pipe();
+    this.#descriptors[0] = read;
+    this.#childEnds.push(read);
+    this.#stdinPipe = write;
+    changeOwner(read, this.#options.uid, this.#options.gid);
+    fds.setNonblocking(write);
+  }
+
+  /**
+   * Has input come from its FIFO, once; until then a client that opens it to write is kept waiting.
+   *
+   * @throws {SystemError} when it cannot be opened
+   */
+  connectStdin(): void {
+    const pipe = this.#stdinPipe;
+    if (pipe === undefined) return;
+    this.#stdinPipe = undefined;
+    try {
+      const path = this.#config.stdin;
+      // The read end first: without a reader, a writer that does not wait is refused.
+      const fifo = fds.open(path, fds.O.RDONLY | fds.O.NONBLOCK);
+      this.#stream("stdin", fifo, pipe);
+      if (!this.#stdinClosed) this.#stdinWriter = fds.open(path, fds.O.WRONLY | fds.O.NONBLOCK);
+    } catch (error) {
+      if (!this.#streams.has("stdin")) fds.close(pipe);
+      throw error;
+    }
+  }
+
+  #openOutput(number: 1 | 2, name: OutputName, target: string): void {
+    const path = pathOf(target);
+    if (!Deno.statSync(path).isFifo) {
+      // A file needs no one to stand between: its writer is never kept waiting, and never without a reader.
+      const file = fds.open(path, fds.O.WRONLY | fds.O.APPEND | fds.O.NOCTTY);
+      this.#descriptors[number] = file;
+      this.#childEnds.push(file);
+      return;
+    }
+    const fifo = fds.open(path, fds.O.RDWR | fds.O.NONBLOCK);
+    const { read, write } = pipe();
+    this.#descriptors[number] = write;
+    this.#childEnds.push(write);
+    this.#stream(name, read, fifo);
+    changeOwner(write, this.#options.uid, this.#options.gid);
+    fds.setNonblocking(read);
+  }
+
+  #stream(name: string, from: number, to: number): void {
+    try {
+      this.#streams.set(name, new Stream(this.#options.poller, from, to));
+    } catch (error) {
+      fds.close(from);
+      fds.close(to);
+      throw error;
+    }
+  }
+}
+
+/**
+ * @throws {StatusError} INVALID_ARGUMENT for a scheme that is not known
+ */
+function pathOf(target: string): string {
+  const scheme = /^([A-Za-z][A-Za-z0-9+.-]*):/.exec(target)?.[1];
+  if (scheme === undefined) return target;
+  throw new StatusError(
+    Code.INVALID_ARGUMENT,
+    `unknown STDIO scheme ${scheme} in ${JSON.stringify(target)}`,
+  );
+}

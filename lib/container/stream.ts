@@ -1,0 +1,99 @@
+/** Bytes on their way from one descriptor to another, inside the kernel. */
+
+import { close } from "../../ffi/fd.ts";
+import { Errno, SystemError } from "../../ffi/libc.ts";
+import { growPipe, splice } from "../../ffi/pipe.ts";
+import { Event, type Poller } from "../../ffi/poll.ts";
+
+/** Asked of the kernel at once, in bytes: as much as a pipe may hold without privilege. */
+const PIECE = 1 << 20;
+/** Moved in one turn before the other streams have theirs, in bytes and in calls. */
+const TURN_BYTES = 16 << 20;
+const TURN_CALLS = 64;
+/** Size of a new pipe, in bytes: pipe(7). */
+const PIPE_SIZE = 65_536;
+
+/**
+ * Moves bytes from a pipe or FIFO to another until the first is at its end or the second has no reader. It owns both
+ * descriptors, which must be nonblocking, and closes them then.
+ */
+export class Stream {
+  readonly #poller: Poller;
+  readonly #from: number;
+  readonly #to: number;
+  readonly #done = Promise.withResolvers<void>();
+  #open = true;
+  #grown = false;
+  #bytes = 0;
+
+  /** Starts moving. */
+  constructor(poller: Poller, from: number, to: number) {
+    this.#poller = poller;
+    this.#from = from;
+    this.#to = to;
+    const pump = () => this.#pump();
+    poller.add(from, Event.IN, pump);
+    try {
+      poller.add(to, Event.OUT, pump);
+    } catch (error) {
+      poller.remove(from);
+      throw error;
+    }
+  }
+
+  /** Settled when everything has been moved, or the stream was closed. */
+  get done(): Promise<void> {
+    return this.#done.promise;
+  }
+
+  /** How many bytes have been moved. */
+  get bytes(): number {
+    return this.#bytes;
+  }
+
+  /** Whether there may be more to move. */
+  get open(): boolean {
+    return this.#open;
+  }
+
+  /** Ends the stream where it is and closes its descriptors; nothing, when it is at its end. */
+  close(): void {
+    if (!this.#open) return;
+    this.#open = false;
+    for (const fd of [this.#from, this.#to]) {
+      this.#poller.remove(fd);
+      close(fd);
+    }
+    this.#done.resolve();
+  }
+
+  #pump(): void {
+    let moved = 0;
+    for (let calls = 0; this.#open; calls++) {
+      if (moved >= TURN_BYTES || calls >= TURN_CALLS) {
+        this.#poller.again(this.#from);
+        return;
+      }
+      let count: number;
+      try {
+        count = splice(this.#from, this.#to, PIECE);
+      } catch (error) {
+        this.close();
+        if (error instanceof SystemError && error.errno === Errno.EPIPE) return;
+        throw error;
+      }
+      if (count < 0) return;
+      if (count === 0) return this.close();
+      this.#bytes += count;
+      moved += count;
+      if (!this.#grown && moved >= PIPE_SIZE) this.#grow();
+    }
+  }
+
+  /** Larger pipes, once a full one has been seen: fewer turns for the same bytes. */
+  #grow(): void {
+    this.#grown = true;
+    growPipe(this.#from, PIECE);
+    growPipe(this.#to, PIECE);
+  }
+}

@@ -1,0 +1,233 @@
+/** The command line of an OCI runtime: runc's, which crun and others follow. */
+
+import { MemoryFile } from "../../ffi/memfd.ts";
+import { messageOf } from "../errors.ts";
+import type { Run } from "../reaper.ts";
+
+/** Options of {@link Runc}. */
+export interface RuncOptions {
+  /** The runtime's program: a path, or a name to be looked up in PATH. */
+  readonly command: string;
+  /** Where the runtime keeps the state of its containers (`--root`). */
+  readonly root: string;
+  /** The file that it writes its log to, as JSON (`--log`). */
+  readonly log: string;
+  /** The criu program, when not the default (`--criu`). */
+  readonly criu?: string;
+  /** Whether it manages cgroups through systemd (`--systemd-cgroup`). */
+  readonly systemdCgroup?: boolean;
+  /** The working directory of its commands. */
+  readonly cwd: string;
+  readonly run: Run;
+}
+
+/** A runtime command that failed. The message is the runtime's own last error. */
+export class RuntimeError extends Error {
+  override readonly name = "RuntimeError";
+}
+
+/** The descriptors of a process that the runtime starts: standard input, output and error; null is /dev/null. */
+export type ProcessDescriptors = readonly [
+  stdin: number | null,
+  stdout: number | null,
+  stderr: number | null,
+];
+
+/** How a process gets its standard descriptors: given to it, or a terminal whose master comes through a socket. */
+export type ProcessStdio =
+  | { readonly descriptors: ProcessDescriptors }
+  | { readonly consoleSocket: string };
+
+/** Options of {@link Runc.create}. */
+export interface CreateOptions {
+  readonly stdio: ProcessStdio;
+  /** Where the runtime writes the pid of the process. */
+  readonly pidFile: string;
+  readonly noPivotRoot?: boolean;
+  readonly noNewKeyring?: boolean;
+}
+
+/** Options of {@link Runc.exec}. */
+export interface ExecOptions {
+  readonly stdio: ProcessStdio;
+  readonly pidFile: string;
+  /** The file with the OCI Process as JSON. */
+  readonly process: string;
+}
+
+const NO_DESCRIPTORS: ProcessDescriptors = [null, null, null];
+
+/** An OCI runtime, by its command line. Each method is one command, and rejects with {@link RuntimeError}. */
+export class Runc {
+  readonly #options: RuncOptions;
+
+  constructor(options: RuncOptions) {
+    this.#options = options;
+  }
+
+  /** `create`: makes the container, its process ready to be started. */
+  async create(
+    id: string,
+    bundle: string,
+    options: CreateOptions,
+  ): Promise<void> {
+    const args = ["create", "--bundle", bundle, "--pid-file", options.pidFile];
+    if (options.noPivotRoot) args.push("--no-pivot");
+    if (options.noNewKeyring) args.push("--no-new-keyring");
+    await this.#withStdio(args, options.stdio, id);
+  }
+
+  /** `start`: has the process of a created container run. */
+  async start(id: string): Promise<void> {
+    await this.#command(["start", id]);
+  }
+
+  /** `exec --detach`: starts another process in the container. */
+  async exec(id: string, options: ExecOptions): Promise<void> {
+    await this.#withStdio(
+      [
+        "exec",
+        "--process",
+        options.process,
+        "--detach",
+        "--pid-file",
+        options.pidFile,
+      ],
+      options.stdio,
+      id,
+    );
+  }
+
+  /** `kill`: sends a signal to the container's first process, or with `all` to every one. */
+  async kill(id: string, signal: number, all: boolean): Promise<void> {
+    await this.#command(["kill", ...(all ? ["--all"] : []), id, `${signal}`]);
+  }
+
+  /** `delete`: removes what the runtime holds of a stopped container, or with `force` of a running one. */
+  async delete(id: string, force = false): Promise<void> {
+    await this.#command(["delete", ...(force ? ["--force"] : []), id]);
+  }
+
+  /** `pause`: freezes every process. */
+  async pause(id: string): Promise<void> {
+    await this.#command(["pause", id]);
+  }
+
+  /** `resume`: has paused processes go on. */
+  async resume(id: string): Promise<void> {
+    await this.#command(["resume", id]);
+  }
+
+  /** `ps`: the pids of every process in the container's cgroup. */
+  async ps(id: string): Promise<number[]> {
+    const output = await this.#command(["ps", "--format", "json", id]);
+    let pids: unknown;
+    try {
+      pids = JSON.parse(output);
+    } catch (cause) {
+      throw new RuntimeError(
+        `ps of container ${id} printed no JSON: ${messageOf(cause)}`,
+        { cause },
+      );
+    }
+    // No process at all is printed as null.
+    return pids === null ? [] : pids as number[];
+  }
+
+  async #withStdio(
+    args: string[],
+    stdio: ProcessStdio,
+    id: string,
+  ): Promise<void> {
+    if ("consoleSocket" in stdio) {
+      await this.#command([
+        ...args,
+        "--console-socket",
+        stdio.consoleSocket,
+        id,
+      ]);
+      return;
+    }
+    const logged = this.#logSize();
+    const status = await this.#run([...args, id], stdio.descriptors);
+    if (status !== 0) throw this.#failure(args[0]!, status, logged, "");
+  }
+
+  /** Runs a command whose output is its own; gives what it printed on standard output. */
+  async #command(args: string[]): Promise<string> {
+    using output = new MemoryFile("runc-output");
+    using errors = new MemoryFile("runc-errors");
+    const logged = this.#logSize();
+    const status = await this.#run(args, [null, output.fd, errors.fd]);
+    if (status !== 0) {
+      throw this.#failure(args[0]!, status, logged, errors.read());
+    }
+    return output.read();
+  }
+
+  async #run(
+    args: string[],
+    descriptors: ProcessDescriptors = NO_DESCRIPTORS,
+  ): Promise<number> {
+    const { command, root, log, criu, systemdCgroup, cwd, run } = this.#options;
+    const { status } = await run({
+      args: [
+        command,
+        "--root",
+        root,
+        "--log",
+        log,
+        "--log-format",
+        "json",
+        ...(criu ? ["--criu", criu] : []),
+        ...(systemdCgroup ? ["--systemd-cgroup"] : []),
+        ...args,
+      ],
+      cwd,
+      descriptors,
+    });
+    return status;
+  }
+
+  /** How much of the log there is already, in bytes: what a command says comes after it. */
+  #logSize(): number {
+    try {
+      return Deno.statSync(this.#options.log).size;
+    } catch {
+      return 0;
+    }
+  }
+
+  /** Why a command failed: its last error in the log, or else what it printed, or else its status. */
+  #failure(
+    command: string,
+    status: number,
+    logged: number,
+    printed: string,
+  ): RuntimeError {
+    const logs = this.#lastError(logged);
+    const said = logs ?? printed.trim();
+    return new RuntimeError(
+      said !== "" ? said : `${this.#options.command} ${command} ended with status ${status} and said nothing`,
+    );
+  }
+
+  #lastError(since: number): string | undefined {
+    let lines: string[];
+    try {
+      const bytes = Deno.readFileSync(this.#options.log);
+      lines = new TextDecoder().decode(bytes.subarray(since)).split("\n");
+    } catch {
+      return undefined;
+    }
+    for (const line of lines.reverse()) {
+      try {
+        const { level, msg } = JSON.parse(line);
+        if (level === "error" && typeof msg === "string") return msg.trim();
+      } catch {
+        // a line that was cut off, or none of the runtime's
+      }
+    }
+    return undefined;
+  }
+}

@@ -1,0 +1,175 @@
+/** The shim: puts the parts together and runs them. The only place that knows all of them. */
+
+import { O, open, write } from "../ffi/fd.ts";
+import { ensureFifo } from "../ffi/pipe.ts";
+import { Poller } from "../ffi/poll.ts";
+import { becomeSubreaper, closeOnExecFrom } from "../ffi/process.ts";
+import { Signal } from "../ffi/signals.ts";
+import { Listener, ownCredentials } from "../ffi/socket.ts";
+import { after } from "../ffi/timer.ts";
+import { within } from "./async.ts";
+import type { Options } from "./cli.ts";
+import { messageOf } from "./errors.ts";
+import { publisher } from "./events/publish.ts";
+import { EventQueue } from "./events/queue.ts";
+import { type Logger, openLog } from "./log.ts";
+import { Reaper } from "./reaper.ts";
+import { ShimService } from "./service/shim.ts";
+import { blockEverywhere, receive, receiveFromDeno } from "./signals.ts";
+import { Server } from "./ttrpc/server.ts";
+
+/** The descriptor that containerd passes the listening socket as. */
+const INHERITED_SOCKET = 3;
+/** What a Unix socket's address can be, in bytes: sun_path of unix(7), less what marks an abstract one and its end. */
+const ADDRESS_LIMIT = 106;
+/** Mode of the log FIFOs. */
+const LOG_MODE = 0o700;
+/** How long the end waits for calls that are being answered, in ms. */
+const SHUTDOWN_TIMEOUT_MS = 10_000;
+
+/**
+ * Runs the shim until it is told to end.
+ *
+ * @returns the exit code
+ * @throws {Error} when it cannot start; the message says why
+ */
+export async function run(options: Options): Promise<number> {
+  const cwd = Deno.cwd();
+  const log = openLogs(options, cwd);
+  if (options.namespace === "") throw new Error("shim namespace cannot be empty");
+  surviveErrors(log);
+  becomeSubreaper();
+  const unblocked = await blockEverywhere();
+  const poller = await Poller.open((error) => log.error("a descriptor's handler failed", { error }));
+  const timer = (ms: number, callback: () => void) => after(poller, ms, callback);
+  const reaper = new Reaper(timer);
+  const ended = Promise.withResolvers<void>();
+  const onSignal = (signal: number) => {
+    switch (signal) {
+      case Signal.SIGCHLD:
+        return reaper.collect();
+      case Signal.SIGTERM:
+      case Signal.SIGINT:
+        return ended.resolve();
+    }
+  };
+  if (unblocked.length === 0) {
+    receive(poller, onSignal);
+  } else {
+    receiveFromDeno(onSignal);
+    log.warn("signals come by Deno's listeners: some threads do not block them", { threads: unblocked });
+  }
+  const events = new EventQueue(
+    publisher({
+      address: options.address,
+      binary: options["containerd-binary"],
+      run: (options) => reaper.run(options),
+    }),
+    timer,
+    log,
+  );
+  const service = new ShimService(
+    { poller, reaper, timer, log },
+    {
+      namespace: options.namespace,
+      cwd,
+      runtimeRoot: options["runtime-root"],
+      criu: options.criu,
+      systemdCgroup: options["systemd-cgroup"],
+    },
+    events,
+  );
+  const server = new Server(service.services, {
+    onError: (error, call) => log.error("call failed", { method: call?.method, error }),
+  });
+  const listener = listen(options.socket);
+  log.debug("serving api on unix socket", { socket: options.socket || "[inherited from parent]" });
+  accept(listener, server, events, log);
+
+  await ended.promise;
+  listener.close();
+  // Its waiters are answered when the container has ended, below.
+  await within(
+    timer,
+    SHUTDOWN_TIMEOUT_MS,
+    server.shutdown({ doNotAwait: ({ method }) => method === "Wait" }),
+  );
+  try {
+    await service.end();
+  } catch (error) {
+    log.error("something is left of the container", { error });
+  }
+  await server.close();
+  return 0;
+}
+
+function listen(socket: string): Listener {
+  if (socket === "") {
+    const listener = Listener.inherit(INHERITED_SOCKET);
+    // What else was inherited is not for this process's children.
+    closeOnExecFrom(INHERITED_SOCKET);
+    return listener;
+  }
+  const path = socket.startsWith("unix://") ? socket.slice("unix://".length) : `\0${socket}`;
+  if (new TextEncoder().encode(path).length > ADDRESS_LIMIT) {
+    throw new Error(`${JSON.stringify(socket)}: unix socket path too long (> ${ADDRESS_LIMIT})`);
+  }
+  closeOnExecFrom(INHERITED_SOCKET);
+  return Listener.listen(path);
+}
+
+async function accept(listener: Listener, server: Server, events: EventQueue, log: Logger): Promise<void> {
+  const own = ownCredentials();
+  for (;;) {
+    let accepted;
+    try {
+      accepted = await listener.accept();
+    } catch (error) {
+      if (error instanceof Deno.errors.BadResource || error instanceof Deno.errors.Interrupted) return;
+      log.error("accept failed", { error });
+      continue;
+    }
+    const { conn, peer } = accepted;
+    if (peer.uid !== own.uid || peer.gid !== own.gid) {
+      log.warn("connection refused: not this shim's user", { ...peer });
+      conn.close();
+      continue;
+    }
+    server.serveConnection(conn);
+    // It may be a containerd that was away.
+    events.retry();
+  }
+}
+
+/** One request's or one descriptor's trouble does not end the shim: the container would be without its parent. */
+function surviveErrors(log: Logger): void {
+  addEventListener("unhandledrejection", (event) => {
+    event.preventDefault();
+    log.error("unhandled rejection", { error: messageOf(event.reason), stack: (event.reason as Error)?.stack });
+  });
+  addEventListener("error", (event) => {
+    event.preventDefault();
+    log.error("uncaught exception", { error: event.message, stack: (event.error as Error)?.stack });
+  });
+}
+
+/**
+ * Opens the log FIFOs, both ends of each for life: a containerd that has gone means no EPIPE, and finds them again.
+ *
+ * @throws {SystemError}
+ */
+function openLogs(options: Options, cwd: string): Logger {
+  const folder = options.workdir || cwd;
+  const [stdout] = ["stdout", "stderr"].map((name) => {
+    const path = `${folder}/shim.${name}.log`;
+    ensureFifo(path, LOG_MODE);
+    return open(path, O.RDWR | O.NONBLOCK);
+  });
+  const encoder = new TextEncoder();
+  return openLog({
+    // A FIFO that is full, because nobody reads it, refuses the line: it is lost, and nothing waits.
+    write: (line) => void write(stdout!, encoder.encode(line)),
+    debug: options.debug,
+    fields: { pid: Deno.pid, path: cwd, namespace: options.namespace },
+  });
+}

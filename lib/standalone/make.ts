@@ -1,0 +1,314 @@
+/**
+ * Makes the executable: `deno run -A lib/standalone/make.ts`, from the
+ * repository's own Deno.
+ *
+ * There are two makers. `deno compile` is the documented one and needs Deno's
+ * runtime-only executable, denort, which it downloads unless DENORT_BIN names
+ * it. Where there is none, the program is put into a copy of Deno itself. Both
+ * products get the entry code, and the first that passes the check is taken.
+ */
+import { parseArgs } from "@std/cli/parse-args";
+import { describe } from "../../ffi/fd.ts";
+import { kill, reap, spawn } from "../../ffi/process.ts";
+import { Signal } from "../../ffi/signals.ts";
+import { privateAddress } from "../../ffi/socket.ts";
+import { containerd } from "../api/mod.js";
+import { Client } from "../ttrpc/client.ts";
+import { pack } from "./pack.ts";
+
+const HERE = `${import.meta.dirname}/`;
+const ROOT = decodeURIComponent(new URL("../../", import.meta.url).pathname);
+
+/**
+ * No workers of V8: two threads and 0.5 MB less. And positions in the source noted when it is compiled: V8 would do that
+ * at the first error, by compiling the function that it passed through again, which may be the whole bundle (10 ms).
+ */
+const V8_FLAGS = "--v8-flags=--single-threaded,--no-enable-lazy-source-positions";
+
+/** How the program is run: nothing is looked for around it, nor fetched. */
+export const EVAL_FLAGS: readonly string[] = [
+  "--ext=js",
+  "--no-config",
+  "--no-lock",
+  "--cached-only",
+  V8_FLAGS,
+];
+
+/** The signals that no thread of the product may take: DESIGN, signals. */
+const BLOCKED = [
+  Signal.SIGINT,
+  Signal.SIGUSR1,
+  Signal.SIGPIPE,
+  Signal.SIGTERM,
+  Signal.SIGCHLD,
+];
+
+const ANSWER_TIMEOUT_MS = 10_000;
+const END_TIMEOUT_MS = 10_000;
+const REAP_INTERVAL_MS = 2;
+
+/**
+ * Compiles entry.c into the flat file that {@linkcode pack} takes. The
+ * compiler is `gcc`, or what CC names; objcopy is needed too.
+ *
+ * @throws {Error} with what the compiler says
+ */
+export async function compileEntry(out: string): Promise<void> {
+  const elf = `${out}.elf`;
+  await run([
+    Deno.env.get("CC") ?? "gcc",
+    ...["-std=gnu11", "-Os", "-Wall", "-Wextra", "-Werror"],
+    // There is no libc, so no function of it may be called, in whatever guise.
+    ...["-ffreestanding", "-nostdlib", "-fno-tree-loop-distribute-patterns"],
+    ...["-fno-stack-protector", "-fcf-protection=none"],
+    "-fno-asynchronous-unwind-tables",
+    ...["-fPIE", "-static-pie", "-Wl,--build-id=none"],
+    ...[`-Wl,-T,${HERE}entry.ld`, `${HERE}entry.c`, "-o", elf],
+  ]);
+  await run(["objcopy", "-O", "binary", "-j", ".blob", elf, out]);
+}
+
+/**
+ * The text that makes `deno eval` run a bundle. Deno parses what it is given
+ * before V8 does; a string literal costs it next to nothing, where the bundle
+ * itself would cost more than all that V8 does with it.
+ */
+export function programText(bundle: string): string {
+  const source = `${bundle}\n//# sourceURL=containerd-shim.js`;
+  return `(0,eval)(${JSON.stringify(source)})`;
+}
+
+/**
+ * Starts an executable as containerd starts a shim, with the listening socket
+ * as descriptor 3, and checks that it answers ShimInfo with its own pid and
+ * that every one of its threads blocks the signals; then ends it.
+ *
+ * Reaps whatever children this process has.
+ *
+ * @throws {Error} with what is wrong with it
+ */
+export async function selfCheck(executable: string): Promise<void> {
+  const directory = await Deno.makeTempDir({ prefix: "containerd-shim-" });
+  let pid: number | undefined;
+  try {
+    const path = privateAddress();
+    let conn: Deno.Conn;
+    {
+      // Ours goes as soon as the product has it, so that the connection breaks if that ends.
+      using listener = listen(path);
+      pid = spawn({
+        args: [
+          executable,
+          ...["-namespace", "self-check", "-workdir", directory],
+          ...["-address", `${directory}/containerd.sock`],
+        ],
+        cwd: directory,
+        descriptors: [null, null, 2, listener.fd],
+      });
+      conn = await Deno.connect({ transport: "unix", path });
+    }
+    using client = new Client(conn);
+    const { ShimInfoResponse } = containerd.runtime.linux.shim.v1;
+    const { shimPid } = ShimInfoResponse.decode(
+      await client.call(
+        "containerd.runtime.linux.shim.v1.Shim",
+        "ShimInfo",
+        new Uint8Array(),
+        { timeoutMs: ANSWER_TIMEOUT_MS },
+      ),
+    );
+    if (shimPid !== pid) {
+      throw new Error(`ShimInfo says pid ${shimPid}, but it is ${pid}`);
+    }
+    checkBlocked(pid);
+    const ended = pid;
+    pid = undefined;
+    const status = await end(ended);
+    if (status !== 0) {
+      throw new Error(`it ended with status ${status} when asked to by SIGTERM`);
+    }
+  } catch (error) {
+    throw new Error(
+      `${executable} does not work: ${(error as Error).message}`,
+      { cause: error },
+    );
+  } finally {
+    if (pid !== undefined) await end(pid);
+    await Deno.remove(directory, { recursive: true });
+  }
+}
+
+/** A listener, and its descriptor, which is the listener's. */
+function listen(path: string): { fd: number } & Disposable {
+  const before = new Set(openSockets());
+  const listener = Deno.listen({ transport: "unix", path });
+  const fd = openSockets().find((each) => !before.has(each));
+  if (fd === undefined) throw new Error("the listener has no descriptor");
+  return { fd, [Symbol.dispose]: () => listener.close() };
+}
+
+function openSockets(): number[] {
+  return [...Deno.readDirSync("/proc/self/fd")]
+    .map(({ name }) => Number(name))
+    .filter((fd) => describe(fd)?.startsWith("socket:"));
+}
+
+function checkBlocked(pid: number): void {
+  for (const { name } of Deno.readDirSync(`/proc/${pid}/task`)) {
+    const status = Deno.readTextFileSync(`/proc/${pid}/task/${name}/status`);
+    const mask = BigInt(`0x${/^SigBlk:\s*([0-9a-f]+)$/m.exec(status)![1]}`);
+    for (const signal of BLOCKED) {
+      if ((mask >> BigInt(signal - 1) & 1n) === 1n) continue;
+      throw new Error(`its thread ${name} does not block signal ${signal}`);
+    }
+  }
+}
+
+/** Ends a child of ours, by SIGTERM, or by SIGKILL if that takes too long, and gives its status. */
+async function end(pid: number): Promise<number> {
+  let deadline = performance.now() + END_TIMEOUT_MS;
+  kill(pid, Signal.SIGTERM);
+  for (;;) {
+    const exit = reap();
+    if (exit?.pid === pid) return exit.status;
+    if (performance.now() > deadline) {
+      deadline = Infinity;
+      kill(pid, Signal.SIGKILL);
+    }
+    await new Promise((resolve) => setTimeout(resolve, REAP_INTERVAL_MS));
+  }
+}
+
+/** Runs a program of the build to its end. */
+async function run(
+  [program, ...args]: readonly [string, ...string[]],
+  options: { timeoutMs?: number } = {},
+): Promise<void> {
+  const start = performance.now();
+  const { success, code, signal, stderr } = await new Deno.Command(program, {
+    args,
+    env: { NO_COLOR: "1", RUST_BACKTRACE: "0" },
+    stdin: "null",
+    ...options.timeoutMs === undefined ? {} : { signal: AbortSignal.timeout(options.timeoutMs) },
+  }).output();
+  if (success) return;
+  const how = signal === null ? `exit code ${code}` : signal;
+  const late = performance.now() - start >= (options.timeoutMs ?? Infinity) ? ` after ${options.timeoutMs} ms` : "";
+  const said = new TextDecoder().decode(stderr).trim().replace(/\s+/g, " ");
+  throw new Error(`${program} ${args[0]} failed (${how}${late}): ${said}`);
+}
+
+/** What a {@linkcode Maker} works with: paths. */
+interface Parts {
+  readonly deno: string;
+  readonly bundle: string;
+  readonly entry: string;
+  /** How long `deno compile` may take, download included. */
+  readonly compileTimeoutMs: number;
+}
+
+interface Maker {
+  readonly name: string;
+  make(parts: Parts, out: string): Promise<void>;
+}
+
+const MAKERS: readonly Maker[] = [
+  {
+    name: "deno compile",
+    async make({ deno, bundle, entry, compileTimeoutMs }, out) {
+      const compiled = `${out}.compiled`;
+      // Without a code cache: it would be a file in /tmp, for anyone to write.
+      const flags = ["--no-check", "--no-config", "--no-lock"];
+      flags.push("--no-code-cache", V8_FLAGS, "--allow-all", "--quiet");
+      await run([deno, "compile", ...flags, "--output", compiled, bundle], {
+        timeoutMs: compileTimeoutMs,
+      });
+      // Only now: denort may come in an archive, and the product looks for its
+      // program through the program headers, which the entry code hands on.
+      await pack({ deno: compiled, entry, out });
+    },
+  },
+  {
+    name: "a copy of Deno",
+    async make({ deno, bundle, entry }, out) {
+      const program = programText(await Deno.readTextFile(bundle));
+      await pack({ deno, entry, program, denoFlags: EVAL_FLAGS, out });
+    },
+  },
+];
+
+/** The name of the first maker whose product passes the check and is `out`. */
+async function makeExecutable(parts: Parts, out: string): Promise<string> {
+  // Beside the product, so that it can be renamed.
+  const directory = `${out}.${crypto.randomUUID()}`;
+  await Deno.mkdir(directory, { recursive: true });
+  try {
+    for (const { name, make } of MAKERS) {
+      const made = `${directory}/containerd-shim`;
+      try {
+        await make(parts, made);
+        await selfCheck(made);
+        await Deno.rename(made, out);
+        return name;
+      } catch (error) {
+        console.error(`not made by ${name}: ${(error as Error).message}`);
+      }
+    }
+    throw new Error(`Cannot make ${out}: none of its makers could`);
+  } finally {
+    await Deno.remove(directory, { recursive: true });
+  }
+}
+
+/** The command line. */
+interface Flags {
+  /** The Deno to bundle with and to copy; the one that runs this. */
+  readonly deno: string;
+  readonly main: string;
+  readonly bundle: string;
+  readonly out: string;
+  /** In seconds. */
+  readonly "compile-timeout": string;
+}
+
+async function main(): Promise<void> {
+  const flags: Flags = parseArgs(Deno.args, {
+    unknown(argument: string) {
+      throw new Error(`Cannot make with ${argument}: there is no such flag`);
+    },
+    string: ["deno", "main", "bundle", "out", "compile-timeout"],
+    default: {
+      deno: Deno.execPath(),
+      main: `${ROOT}main.ts`,
+      bundle: `${ROOT}build/containerd-shim.js`,
+      out: `${ROOT}bin/containerd-shim`,
+      "compile-timeout": "10",
+    },
+  });
+  const { deno, bundle, out } = flags;
+  const entry = `${ROOT}build/entry.bin`;
+  await Deno.mkdir(`${ROOT}build`, { recursive: true });
+  await run([
+    deno,
+    ...["bundle", "--quiet", "--config", `${ROOT}deno.json`],
+    ...["--minify", "--format", "iife"],
+    // protobufjs would take `long` if it were there, and works without.
+    ...["--platform", "browser", "--external", "long"],
+    ...["--output", bundle, flags.main],
+  ]);
+  await compileEntry(entry);
+  const compileTimeoutMs = Number(flags["compile-timeout"]) * 1000;
+  const parts = { deno, bundle, entry, compileTimeoutMs };
+  const maker = await makeExecutable(parts, out);
+  const { size } = await Deno.stat(out);
+  console.log(`${out}: ${(size / 1e6).toFixed(1)} MB, made by ${maker}`);
+}
+
+if (import.meta.main) {
+  try {
+    await main();
+  } catch (error) {
+    console.error((error as Error).message);
+    Deno.exit(1);
+  }
+}

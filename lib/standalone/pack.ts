@@ -1,0 +1,219 @@
+/**
+ * Puts the entry code (entry.c) and, with it, a program into a copy of an
+ * executable.
+ *
+ * The kernel then enters the entry code first: PT_INTERP becomes PT_NULL, so
+ * that no ld.so is loaded before it; PT_NOTE makes room for a PT_LOAD of the
+ * blob, behind everything else; `e_entry` points into it. The entry code puts
+ * PT_INTERP back in the copy of the program headers that ld.so sees.
+ */
+import {
+  type Elf,
+  PF_R,
+  PF_X,
+  type ProgramHeader,
+  PT_INTERP,
+  PT_LOAD,
+  PT_NOTE,
+  PT_NULL,
+  readElf,
+  writeAt,
+  writeElf,
+} from "./elf.ts";
+
+/** What {@linkcode pack} makes, and from what. */
+export interface PackOptions {
+  /** The executable: `deno`, or what `deno compile` has made. */
+  readonly deno: string;
+  /** The compiled entry.c. */
+  readonly entry: string;
+  /**
+   * JavaScript, given to `deno eval`. Without it the product's arguments reach
+   * the executable as they are, and only its signals and environment are
+   * prepared.
+   */
+  readonly program?: string;
+  /** Flags of `deno eval` that stand before the program. */
+  readonly denoFlags?: readonly string[];
+  /** The product. */
+  readonly out: string;
+}
+
+/**
+ * What an environment entry (`NAME=value`) begins with that must not reach the
+ * runtime, because it would change what that does. COMPLETE makes Deno print
+ * shell completions and exit; OTEL_DENO makes it send to a collector.
+ */
+const DROPPED = ["DENO_", "NODE_", "V8_", "OTEL_", "COMPLETE=", "HOME="];
+
+/**
+ * What the runtime gets instead: no directory for its caches, which stay in
+ * memory then; no question about newer versions; no search of PATH for `node`,
+ * nor a stand-in for it there; and a home without a `.npmrc`, which Deno reads
+ * at start, and does not start if it is bad.
+ */
+const ADDED = [
+  "DENO_DIR=/dev/null/none",
+  "DENO_NO_UPDATE_CHECK=1",
+  "DENO_DISABLE_NODE_SHIM=1",
+  "HOME=/proc",
+];
+
+const PAGE = 4096n;
+
+// `struct header` of entry.c, and ENTRY_OFFSET.
+const MAGIC = "DENOENTR";
+const VERSION = 1;
+const ENTRY_OFFSET = 64;
+const OFFSET_OF = {
+  version: 8,
+  arguments: 12,
+  dropped: 16,
+  added: 20,
+  address: 24,
+  entry: 32,
+  strings: 40,
+} as const;
+
+/**
+ * Writes `options.out`, mode 0755, in one step: it is there complete or not at
+ * all.
+ *
+ * The program finds the product's arguments in `Deno.args`, but for two things
+ * that Deno does: it cuts carriage returns off the end of an argument, and
+ * makes U+FFFD of bytes that are not UTF-8.
+ *
+ * @throws {Error} if the executable or the entry code is not what it should
+ * be, or a text has a NUL character in it
+ */
+export async function pack(options: PackOptions): Promise<void> {
+  const { deno, out, program, denoFlags = [] } = options;
+  const elf = await readElf(deno);
+  const code = await Deno.readFile(options.entry);
+  checkEntry(options.entry, code);
+
+  const address = pageUp(endOfImage(elf));
+  const blob = fillIn(code, {
+    address,
+    entry: elf.entry,
+    // The first takes the place of argv[0], from which Deno would take
+    // commands (it may be `node`); `--` ends what Deno reads for itself.
+    arguments: program === undefined ? [] : ["deno", "eval", ...denoFlags, program, "--"],
+    dropped: DROPPED,
+    added: ADDED,
+  });
+
+  const temporary = `${out}.${crypto.randomUUID()}.tmp`;
+  try {
+    await Deno.copyFile(deno, temporary);
+    await Deno.chmod(temporary, 0o755);
+    using file = await Deno.open(temporary, { read: true, write: true });
+    const offset = pageUp(BigInt((await file.stat()).size));
+    const segment: ProgramHeader = {
+      type: PT_LOAD,
+      flags: PF_R | PF_X,
+      offset,
+      address,
+      fileSize: BigInt(blob.length),
+      memorySize: BigInt(blob.length),
+      align: PAGE,
+    };
+    await writeAt(file, offset, blob);
+    await writeElf(file, {
+      header: elf.header,
+      entry: address + BigInt(ENTRY_OFFSET),
+      programHeaders: headersWith(segment, elf.programHeaders, deno),
+    });
+    await Deno.rename(temporary, out);
+  } catch (error) {
+    // What made it fail is the error to tell.
+    await Deno.remove(temporary).catch(() => {});
+    throw error;
+  }
+}
+
+/** The program headers with `segment` and without an interpreter. */
+function headersWith(
+  segment: ProgramHeader,
+  headers: readonly ProgramHeader[],
+  path: string,
+): ProgramHeader[] {
+  const has = (type: number) => headers.some((each) => each.type === type);
+  const refuse = (why: string) => new Error(`Cannot pack ${path}: it has ${why}`);
+  // The entry code takes the first PT_NULL for the interpreter.
+  if (has(PT_NULL)) {
+    throw refuse("a PT_NULL program header, as if it had been packed before");
+  }
+  if (!has(PT_INTERP)) throw refuse("no PT_INTERP program header");
+  // The first one is the linker's (ABI, build id), which nothing reads at run
+  // time. `deno compile` puts its own, with the program in it, at the end.
+  const note = headers.findIndex(({ type }) => type === PT_NOTE);
+  if (note === -1) {
+    throw refuse("no PT_NOTE program header to make room for one more segment");
+  }
+  const result = headers
+    .toSpliced(note, 1)
+    .map((each) => each.type === PT_INTERP ? { ...each, type: PT_NULL } : each);
+  // elf(5): PT_LOAD entries are in ascending order of address.
+  const last = result.findLastIndex(({ type }) => type === PT_LOAD);
+  return result.toSpliced(last + 1, 0, segment);
+}
+
+/** The first address behind everything that is loaded. */
+function endOfImage(elf: Elf): bigint {
+  let end = 0n;
+  for (const { type, address, memorySize } of elf.programHeaders) {
+    const segmentEnd = address + memorySize;
+    if (type === PT_LOAD && segmentEnd > end) end = segmentEnd;
+  }
+  return end;
+}
+
+interface HeaderValues {
+  readonly address: bigint;
+  readonly entry: bigint;
+  readonly arguments: readonly string[];
+  readonly dropped: readonly string[];
+  readonly added: readonly string[];
+}
+
+/** The blob: the code, its header filled in, and the strings behind it. */
+function fillIn(code: Uint8Array, values: HeaderValues): Uint8Array {
+  const texts = [...values.arguments, ...values.dropped, ...values.added];
+  for (const text of texts) {
+    const at = text.indexOf("\0");
+    if (at === -1) continue;
+    throw new Error(
+      `Cannot pack a text of ${text.length} characters: number ${at} is NUL, which would end it`,
+    );
+  }
+  const strings = new TextEncoder().encode(texts.join("\0") + "\0");
+  const blob = new Uint8Array(code.length + strings.length);
+  blob.set(code);
+  blob.set(strings, code.length);
+  const view = new DataView(blob.buffer);
+  view.setUint32(OFFSET_OF.arguments, values.arguments.length, true);
+  view.setUint32(OFFSET_OF.dropped, values.dropped.length, true);
+  view.setUint32(OFFSET_OF.added, values.added.length, true);
+  view.setBigUint64(OFFSET_OF.address, values.address, true);
+  view.setBigUint64(OFFSET_OF.entry, values.entry, true);
+  view.setBigUint64(OFFSET_OF.strings, BigInt(code.length), true);
+  return blob;
+}
+
+function checkEntry(path: string, code: Uint8Array<ArrayBuffer>): void {
+  const refuse = (why: string) => new Error(`Cannot use ${path} as entry code: ${why}`);
+  if (code.length <= ENTRY_OFFSET) throw refuse(`it has ${code.length} bytes`);
+  const magic = String.fromCharCode(...code.subarray(0, MAGIC.length));
+  if (magic !== MAGIC) {
+    throw refuse(`it begins with ${JSON.stringify(magic)}, not with ${MAGIC}`);
+  }
+  const version = new DataView(code.buffer).getUint32(OFFSET_OF.version, true);
+  if (version !== VERSION) {
+    throw refuse(`its header has version ${version}, not ${VERSION}`);
+  }
+}
+
+function pageUp(value: bigint): bigint {
+  return (value + PAGE - 1n) / PAGE * PAGE;
+}

@@ -1,0 +1,327 @@
+/** A containerd of a test's own, and what the tests do with it. */
+
+import { must, type Result, run, type Running, start } from "./command.ts";
+import { type Form, newFolder, RUN_NAME, SHIM } from "./env.ts";
+import * as leftovers from "./leftovers.ts";
+import { argumentsOf, isAlive, mountsBelow, processes } from "./proc.ts";
+import { makeRootfs } from "./rootfs.ts";
+import { PATIENCE_MS, until } from "./until.ts";
+
+/** The runtime that starts our shim, in containerd's words. */
+export const RUNTIME = "io.containerd.runtime.v1.linux";
+
+/** What no test needs, and what takes time at start or wants modules of the kernel. */
+const DISABLED_PLUGINS = [
+  "io.containerd.grpc.v1.cri",
+  "io.containerd.internal.v1.opt",
+  "io.containerd.internal.v1.tracing",
+  "io.containerd.tracing.processor.v1.otlp",
+  ...["aufs", "btrfs", "devmapper", "zfs"].map((each) => `io.containerd.snapshotter.v1.${each}`),
+];
+
+/** Options of {@linkcode withContainerd}. */
+export interface ContainerdOptions {
+  /** The shim that it starts; {@linkcode SHIM} unless given. */
+  readonly shim?: Form;
+  /** Whether shims log to the daemon's stderr, and more. On unless given. */
+  readonly shimDebug?: boolean;
+}
+
+/** Options of {@linkcode Containerd.runArguments}. */
+export interface RunOptions {
+  /** Flags of `ctr run` besides those that each container here has. */
+  readonly flags?: readonly string[];
+  /** An image, instead of a folder as the root filesystem. */
+  readonly image?: string;
+}
+
+/**
+ * Runs `test` with a containerd of its own, with its own folders, socket and namespace. When the test is over, nothing of
+ * its containers may be left; and whatever is left, also by a test that failed, is removed.
+ */
+export async function withContainerd(
+  test: (containerd: Containerd) => Promise<void>,
+  options: ContainerdOptions = {},
+): Promise<void> {
+  const containerd = new Containerd(options);
+  try {
+    await makeRootfs(containerd.rootfs);
+    await containerd.start();
+    await test(containerd);
+    await containerd.expectNothingLeft();
+  } catch (error) {
+    const log = containerd.log().split("\n").filter((line) => !line.includes("loading plugin")).slice(-LOG_SHOWN);
+    console.error(`The log of ${containerd.folder}'s containerd ends:\n${log.join("\n")}`);
+    throw error;
+  } finally {
+    await containerd.remove();
+  }
+}
+
+/** How much of the daemon's log a failed test shows, in lines. */
+const LOG_SHOWN = 20;
+
+/** A containerd that only one test uses. */
+export class Containerd {
+  /** Everything of it is in here. */
+  readonly folder: string = newFolder();
+  readonly namespace: string;
+  /** Its socket. */
+  readonly address: string;
+  /** A root filesystem of busybox. */
+  readonly rootfs: string;
+  readonly #shim: Form;
+  readonly #shimDebug: boolean;
+  #ids = 0;
+  #execs = 0;
+  #daemon: Deno.ChildProcess | undefined;
+
+  constructor(options: ContainerdOptions = {}) {
+    this.namespace = `${RUN_NAME}-${this.folder.replace(/.*\//, "")}`;
+    this.address = `${this.folder}/c.sock`;
+    this.rootfs = `${this.folder}/rootfs`;
+    this.#shim = options.shim ?? SHIM;
+    this.#shimDebug = options.shimDebug ?? true;
+  }
+
+  /** Where containerd makes the bundles of its containers. */
+  get bundles(): string {
+    return `${this.folder}/state/${RUNTIME}/${this.namespace}`;
+  }
+
+  /** Where containerd makes the working directories of its shims. */
+  get workdirs(): string {
+    return `${this.folder}/root/${RUNTIME}/${this.namespace}`;
+  }
+
+  get #logFile(): string {
+    return `${this.folder}/log`;
+  }
+
+  /** All that it, and with shimDebug also its shims, have logged. */
+  log(): string {
+    try {
+      return Deno.readTextFileSync(this.#logFile);
+    } catch {
+      return "";
+    }
+  }
+
+  /** The daemon's process. */
+  get pid(): number {
+    if (!this.#daemon) throw new Error("containerd has not been started");
+    return this.#daemon.pid;
+  }
+
+  /** Starts the daemon, again if it has ended, and waits until it answers. */
+  async start(): Promise<void> {
+    const config = `${this.folder}/config.toml`;
+    await Deno.writeTextFile(
+      config,
+      `version = 2
+root = "${this.folder}/root"
+state = "${this.folder}/state"
+disabled_plugins = ${JSON.stringify(DISABLED_PLUGINS)}
+[grpc]
+address = "${this.address}"
+[plugins."${RUNTIME}"]
+shim = "${this.#shim.path}"
+shim_debug = ${this.#shimDebug}
+`,
+    );
+    const daemon = new Deno.Command("sh", {
+      args: ["-c", `exec containerd -c '${config}' >>'${this.#logFile}' 2>&1`],
+      stdin: "null",
+    }).spawn();
+    this.#daemon = daemon;
+    let ended = false;
+    daemon.status.then(() => ended = true);
+    await until("containerd takes connections", async () => {
+      if (ended) throw new Error(`containerd has ended: ${this.log()}`);
+      // It serves this socket last.
+      (await Deno.connect({ transport: "unix", path: this.address })).close();
+      return true;
+    });
+    await this.must("version");
+  }
+
+  /** Ends the daemon, and waits for its end. Its shims live on. */
+  async stop(signal: Deno.Signal): Promise<void> {
+    const daemon = this.#daemon;
+    if (!daemon) return;
+    daemon.kill(signal);
+    await daemon.status;
+    this.#daemon = undefined;
+  }
+
+  #arguments(args: readonly string[]): string[] {
+    return ["ctr", "--address", this.address, "--namespace", this.namespace, ...args];
+  }
+
+  /** Runs ctr. */
+  ctr(...args: string[]): Promise<Result> {
+    return run(this.#arguments(args));
+  }
+
+  /** Runs ctr, which must succeed, and gives what it printed. */
+  must(...args: string[]): Promise<string> {
+    return must(this.#arguments(args));
+  }
+
+  /** Prints each event of containerd's, until it is killed. */
+  startEvents(): Running {
+    return start(this.#arguments(["events"]), { patienceMs: Infinity });
+  }
+
+  /** A name for a container that no other has. */
+  newId(): string {
+    return `c${++this.#ids}`;
+  }
+
+  /** `ctr run` of a container. */
+  runArguments(id: string, command: readonly string[], options: RunOptions = {}): string[] {
+    const root = options.image === undefined ? ["--rootfs", this.rootfs] : [options.image];
+    const flags = ["--runtime", RUNTIME, "--fifo-dir", this.fifos, ...options.flags ?? []];
+    return this.#arguments(["run", ...flags, ...root, id, ...command]);
+  }
+
+  /** Where `ctr run` makes its FIFOs. */
+  get fifos(): string {
+    return `${this.folder}/fifo`;
+  }
+
+  /** Runs a container to its end, with `ctr run --rm`. */
+  run(
+    command: readonly string[],
+    options: RunOptions & { readonly stdin?: string; readonly id?: string } = {},
+  ): Promise<Result> {
+    const flags = ["--rm", ...options.flags ?? []];
+    const args = this.runArguments(options.id ?? this.newId(), command, { ...options, flags });
+    return run(args, { stdin: options.stdin ?? "" });
+  }
+
+  /** Starts a container with `ctr run`, whose input the caller writes. */
+  startRun(
+    id: string,
+    command: readonly string[],
+    options: RunOptions & { readonly patienceMs?: number } = {},
+  ): Running {
+    return start(this.runArguments(id, command, options), { patienceMs: options.patienceMs ?? PATIENCE_MS });
+  }
+
+  /** Starts a container that stays when ctr has ended. */
+  async runDetached(id: string, command: readonly string[], options: RunOptions = {}): Promise<void> {
+    const flags = ["--detach", "--null-io", ...options.flags ?? []];
+    await must(this.runArguments(id, command, { ...options, flags }));
+  }
+
+  /**
+   * Runs another process in a container, with `ctr task exec`, which must succeed. When it detaches, ctr leaves its FIFOs:
+   * they are not where those of `ctr run` are.
+   */
+  exec(id: string, flags: readonly string[], command: readonly string[]): Promise<string> {
+    const fifos = `${this.folder}/exec-fifo`;
+    return this.must("task", "exec", "--exec-id", `e${++this.#execs}`, "--fifo-dir", fifos, ...flags, id, ...command);
+  }
+
+  /** What `ctr task ls` says of a container; undefined when it is not listed. */
+  async task(id: string): Promise<{ readonly pid: number; readonly status: string } | undefined> {
+    for (const line of (await this.must("task", "ls")).split("\n")) {
+      const [task, pid, status] = line.split(/\s+/);
+      if (task === id) return { pid: Number(pid), status: status! };
+    }
+    return undefined;
+  }
+
+  /** Waits until a container runs, and gives its first process. */
+  async running(id: string): Promise<number> {
+    return await until(`${id} runs`, async () => {
+      const task = await this.task(id);
+      return task?.status === "RUNNING" && task.pid;
+    });
+  }
+
+  /** Kills a container's task, waits until it has stopped, and deletes it and the container. */
+  async end(id: string): Promise<void> {
+    await this.must("task", "kill", "--signal", "9", id);
+    await until(`${id} has stopped`, async () => (await this.task(id))?.status === "STOPPED");
+    await this.must("task", "delete", id);
+    await this.must("container", "delete", id);
+  }
+
+  /** The shims that it has started, by what is in their command lines. */
+  shims(): number[] {
+    return processes().map((each) => each.pid).filter((pid) => {
+      const args = argumentsOf(pid);
+      return args[args.indexOf("-address") + 1] === this.address && args.includes("-workdir");
+    });
+  }
+
+  /** The shim of a container. */
+  shimOf(id: string): number {
+    const found = this.shims().filter((pid) => argumentsOf(pid).includes(`${this.workdirs}/${id}`));
+    if (found.length !== 1) throw new Error(`${id} has ${found.length} shims: ${found}`);
+    return found[0]!;
+  }
+
+  /** What containers have left behind. */
+  async leftovers(): Promise<string[]> {
+    const sockets = [];
+    for (let i = 1; i <= this.#ids; i++) {
+      const socket = await leftovers.shimSocket(this.address, this.namespace, `c${i}`);
+      if (await exists(socket)) sockets.push(`socket ${socket} of c${i}`);
+    }
+    const { folder } = this;
+    return [
+      ...this.shims().map((pid) => `shim ${pid}: ${argumentsOf(pid).join(" ")}`),
+      ...leftovers.paths(this.bundles).map((each) => `bundle ${each}`),
+      ...leftovers.paths(this.workdirs).map((each) => `working directory ${each}`),
+      ...leftovers.paths(this.fifos).map((each) => `FIFOs ${each}`),
+      ...[...mountsBelow(`${folder}/state`), ...mountsBelow(`${folder}/root`)].map((each) => `mount ${each}`),
+      ...sockets,
+      ...leftovers.namespaceLeftovers(this.namespace),
+    ];
+  }
+
+  /**
+   * Fails when containers have left something. What is about to go, such as a shim that has been told to end, may do so.
+   */
+  async expectNothingLeft(): Promise<void> {
+    let left: string[] = [];
+    try {
+      await until("nothing is left", async () => (left = await this.leftovers()).length === 0, LEAVING_MS);
+    } catch {
+      throw new Error(`These are left:\n${left.join("\n")}`);
+    }
+  }
+
+  /** Ends all that belongs to this containerd, and removes all that it has made. */
+  async remove(): Promise<void> {
+    await this.stop("SIGKILL");
+    // Shims first: each would tell of its container's end and clean up, which is no longer wanted.
+    for (const pid of this.shims()) Deno.kill(pid, "SIGKILL");
+    await until("all containers have ended", () => {
+      const left = [...this.shims(), ...leftovers.containerProcesses(this.namespace)].filter(isAlive);
+      for (const pid of left) Deno.kill(pid, "SIGKILL");
+      return left.length === 0;
+    });
+    await leftovers.removeNamespace(this.namespace);
+    for (let i = 1; i <= this.#ids; i++) {
+      const socket = await leftovers.shimSocket(this.address, this.namespace, `c${i}`);
+      await Deno.remove(socket).catch(() => {});
+    }
+    await leftovers.removeFolder(this.folder);
+  }
+}
+
+/** How long what is about to go may take to go, in ms. */
+const LEAVING_MS = 5000;
+
+async function exists(path: string): Promise<boolean> {
+  try {
+    await Deno.lstat(path);
+    return true;
+  } catch {
+    return false;
+  }
+}

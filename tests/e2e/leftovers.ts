@@ -1,0 +1,98 @@
+/** What a container leaves behind when something went wrong, and getting rid of it. */
+
+import { must } from "./command.ts";
+import { ROOT_PID } from "./env.ts";
+import { descendants, mountsBelow } from "./proc.ts";
+
+/** Where runc keeps its state unless told otherwise; below it, a folder for each containerd namespace. */
+export const RUNC_ROOT = "/run/containerd/runc";
+
+/** Where containerd makes its shims' sockets. */
+const SHIM_SOCKETS = "/run/containerd/s";
+
+const CGROUPS = "/sys/fs/cgroup";
+
+/** Names in a folder; none if there is no such folder. */
+export function names(folder: string): string[] {
+  try {
+    return [...Deno.readDirSync(folder)].map((each) => each.name);
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return [];
+    throw error;
+  }
+}
+
+/** Paths in a folder; none if there is no such folder. */
+export function paths(folder: string): string[] {
+  return names(folder).map((each) => `${folder}/${each}`);
+}
+
+/** The cgroup folders of a containerd namespace in all hierarchies: cgroup v1 has one for each controller. */
+export function cgroupsOf(namespace: string): string[] {
+  return [CGROUPS, ...paths(CGROUPS)].map((each) => `${each}/${namespace}`).filter((each) => names(each).length > 0);
+}
+
+/** The cgroup folders of a namespace's containers. */
+export function containerCgroups(namespace: string): string[] {
+  return cgroupsOf(namespace).flatMap((folder) =>
+    [...Deno.readDirSync(folder)].filter((each) => each.isDirectory).map((each) => `${folder}/${each.name}`)
+  );
+}
+
+/** The processes in the cgroups of a namespace's containers. */
+export function containerProcesses(namespace: string): number[] {
+  const pids = containerCgroups(namespace).flatMap((folder) => {
+    try {
+      return Deno.readTextFileSync(`${folder}/cgroup.procs`).trim().split("\n").filter(Boolean).map(Number);
+    } catch {
+      return []; // gone
+    }
+  });
+  return [...new Set(pids)];
+}
+
+/** The socket that containerd gives the shim of a container: a hash of what names it. */
+export async function shimSocket(address: string, namespace: string, id: string): Promise<string> {
+  const name = new TextEncoder().encode(`${address}/${namespace}/${id}`);
+  const hash = new Uint8Array(await crypto.subtle.digest("SHA-256", name));
+  return `${SHIM_SOCKETS}/${hash.toHex()}`;
+}
+
+/** Ended processes below this run that their parent has not reaped. */
+export function zombies(): string[] {
+  return descendants(ROOT_PID).filter((each) => each.state === "Z").map((each) =>
+    `zombie ${each.pid} (${each.comm}), a child of ${each.ppid}`
+  );
+}
+
+/** What a containerd namespace leaves outside of any folder of the tests. */
+export function namespaceLeftovers(namespace: string): string[] {
+  return [
+    ...paths(`${RUNC_ROOT}/${namespace}`).map((each) => `runc state ${each}`),
+    ...containerCgroups(namespace).map((each) => `cgroup ${each}`),
+    ...zombies(),
+  ];
+}
+
+/** Removes what a containerd namespace has outside of any folder of the tests; its processes must have ended. */
+export async function removeNamespace(namespace: string): Promise<void> {
+  for (const cgroup of cgroupsOf(namespace)) removeCgroup(cgroup);
+  await Deno.remove(`${RUNC_ROOT}/${namespace}`, { recursive: true }).catch(() => {});
+}
+
+function removeCgroup(folder: string): void {
+  for (const each of Deno.readDirSync(folder)) {
+    if (each.isDirectory) removeCgroup(`${folder}/${each.name}`);
+  }
+  try {
+    Deno.removeSync(folder);
+  } catch {
+    // A process in it is still on its way out; the run's supervisor tries again.
+  }
+}
+
+/** Unmounts what is mounted below a folder, and removes it. */
+export async function removeFolder(folder: string): Promise<void> {
+  for (const mount of mountsBelow(folder).reverse()) await must(["umount", "-l", mount]);
+  await Deno.remove(folder, { recursive: true });
+}

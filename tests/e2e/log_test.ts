@@ -1,0 +1,26 @@
+/** The shim's log, as an administrator finds it in containerd's. */
+
+import { assertEquals, assertMatch } from "@std/assert";
+import { withContainerd } from "./harness.ts";
+
+/** A line as logrus writes it, with the message that a shim begins with. */
+const FIRST_LINE =
+  /^time="[-\dT:.]+Z" level=debug msg="serving api on unix socket"(?: \w+=\S+)* socket="\[inherited from parent\]"$/m;
+
+Deno.test("with shim_debug the shim's log is in containerd's, as logrus writes it", () =>
+  withContainerd(async (containerd) => {
+    assertEquals((await containerd.run(["/bin/true"])).code, 0);
+    assertMatch(containerd.log(), FIRST_LINE);
+  }));
+
+Deno.test("without shim_debug a shim that has no trouble logs nothing", () =>
+  withContainerd(async (containerd) => {
+    assertEquals((await containerd.run(["/bin/true"])).code, 0);
+    const lines = containerd.log().split("\n");
+    // Up to here the daemon itself was starting.
+    const booted = lines.findIndex((line) => line.includes("containerd successfully booted"));
+    const unexpected = lines.slice(booted + 1).filter((line) =>
+      !/^$|runtime v1 is deprecated|shim .* started|shim reaped/.test(line)
+    );
+    assertEquals(unexpected, []);
+  }, { shimDebug: false }));

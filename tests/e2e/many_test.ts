@@ -1,0 +1,39 @@
+/** Many containers: none fails, and none leaves anything. */
+
+import { assertEquals } from "@std/assert";
+import { inEachForm, SHIM } from "./env.ts";
+import { type Containerd, withContainerd } from "./harness.ts";
+
+/** How many containers each test runs; fewer in a form that is not the one to be shipped. */
+const MANY = 200;
+const FEWER = 40;
+
+/** Runs a container whose output and status are told by its number. */
+async function runOne(containerd: Containerd, number: number): Promise<void> {
+  const code = number % 256;
+  const script = `echo out ${number}; echo err ${number} >&2; exit ${code}`;
+  const result = await containerd.run(["/bin/sh", "-c", script]);
+  assertEquals(result, { code, stdout: `out ${number}\n`, stderr: `err ${number}\n` });
+}
+
+inEachForm(
+  "many containers one after another all run, and nothing is left",
+  (form) =>
+    withContainerd(async (containerd) => {
+      const count = form === SHIM ? MANY : FEWER;
+      for (let number = 1; number <= count; number++) await runOne(containerd, number);
+    }, { shim: form }),
+);
+
+inEachForm(
+  "many containers, four at a time, all run, and nothing is left",
+  (form) =>
+    withContainerd(async (containerd) => {
+      const count = form === SHIM ? MANY : FEWER;
+      let next = 1;
+      const worker = async () => {
+        while (next <= count) await runOne(containerd, next++);
+      };
+      await Promise.all([worker(), worker(), worker(), worker()]);
+    }, { shim: form }),
+);

@@ -1,0 +1,70 @@
+/** containerd dies, and comes back: the container does not notice. */
+
+import { assert, assertEquals, assertMatch } from "@std/assert";
+import { inEachForm, onlyOurs } from "./env.ts";
+import { withContainerd } from "./harness.ts";
+import { isAlive } from "./proc.ts";
+import { until } from "./until.ts";
+
+inEachForm(
+  "a container lives on when containerd is killed, and is found again",
+  (form) =>
+    withContainerd(async (containerd) => {
+      const id = containerd.newId();
+      await containerd.runDetached(id, ["/bin/sleep", "1000"]);
+      const [shim, init] = [containerd.shimOf(id), await containerd.running(id)];
+
+      await containerd.stop("SIGKILL");
+      assert(isAlive(shim), "the shim has ended with containerd");
+      assert(isAlive(init), "the container has ended with containerd");
+
+      await containerd.start();
+      assertEquals(await containerd.task(id), { pid: init, status: "RUNNING" });
+      assertEquals(containerd.shimOf(id), shim);
+      await containerd.must("task", "kill", "--signal", "15", "--all", id);
+      await containerd.end(id);
+    }, { shim: form }),
+);
+
+Deno.test("a container that ends while containerd is away is found stopped, with its status", () =>
+  withContainerd(async (containerd) => {
+    const id = containerd.newId();
+    const fifo = `${containerd.rootfs}/tmp/end`;
+    await containerd.runDetached(id, ["/bin/sh", "-c", "mkfifo /tmp/end; read line </tmp/end; exit 42"]);
+    await until("the container waits", () => Deno.statSync(fifo).isFifo);
+    const init = await containerd.running(id);
+
+    await containerd.stop("SIGKILL");
+    await Deno.writeTextFile(fifo, "end\n");
+    await until("the container has ended", () => !isAlive(init));
+
+    await containerd.start();
+    assertEquals((await containerd.task(id))?.status, "STOPPED");
+    assertMatch((await containerd.ctr("task", "delete", id)).stderr, /exit code 42"$/m);
+    await containerd.must("container", "delete", id);
+  }));
+
+onlyOurs(
+  "it tells once, and forgets",
+  "containerd is told of an exit that it was away for when it is back",
+  () =>
+    withContainerd(async (containerd) => {
+      const id = containerd.newId();
+      await containerd.runDetached(id, ["/bin/sleep", "1000"]);
+      const init = await containerd.running(id);
+      await containerd.stop("SIGKILL");
+      Deno.kill(init, "SIGKILL");
+      await until("the container has ended", () => !isAlive(init));
+      await containerd.start();
+      const events = containerd.startEvents();
+      try {
+        // Deleting would tell of the exit too, by containerd itself.
+        await until("the exit is told", () => /\/tasks\/exit.*"exit_status":137/.test(events.stdoutSoFar()));
+      } finally {
+        events.kill("SIGKILL");
+        await events.result;
+      }
+      await containerd.must("task", "delete", id).catch(() => {});
+      await containerd.must("container", "delete", id);
+    }),
+);

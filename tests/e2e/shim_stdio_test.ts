@@ -1,0 +1,148 @@
+/** Standard input, output and error of a container, by FIFO. */
+
+import { assert, assertEquals, assertRejects } from "@std/assert";
+import { StatusError } from "../../lib/ttrpc/status.ts";
+import { onlyOurs } from "./env.ts";
+import { Writer } from "./fifo.ts";
+import { descriptorsOf } from "./proc.ts";
+import { type Attached, type Shim, Status, withShim } from "./shim.ts";
+import { until } from "./until.ts";
+
+/** Says something on both outputs. */
+const BOTH = ["sh", "-c", "echo out; echo err >&2; exit 4"];
+
+/** Fails unless the container ends with this status. */
+async function expectStatus(shim: Shim, status: number): Promise<void> {
+  assertEquals((await shim.wait()).status, status);
+  await shim.delete();
+}
+
+/** All that a process prints. */
+function output({ stdout, stderr }: Attached): Promise<[stdout: string, stderr: string]> {
+  return Promise.all([stdout.text(), stderr.text()]);
+}
+
+Deno.test("stdout and stderr arrive, each on its own FIFO, and end", () =>
+  withShim({ args: BOTH }, async (shim) => {
+    const attached = await shim.createWithFifos();
+    await shim.startProcess();
+    assertEquals(await output(attached), ["out\n", "err\n"]);
+    const { stdin, stdout, stderr } = await shim.state();
+    assertEquals({ stdin, stdout, stderr }, attached.fifos);
+    await expectStatus(shim, 4);
+  }));
+
+Deno.test("output that nobody has read yet when the container ends is not lost", () =>
+  withShim({ args: ["sh", "-c", "seq 1000; seq 1000 >&2"] }, async (shim) => {
+    const attached = await shim.createWithFifos();
+    await shim.startProcess();
+    await shim.wait();
+    const numbers = Array.from({ length: 1000 }, (_, i) => `${i + 1}\n`).join("");
+    assertEquals(await output(attached), [numbers, numbers]);
+    await shim.delete();
+  }));
+
+Deno.test("a container without stdio reads an end of file, and what it prints goes nowhere", () =>
+  withShim({ args: ["sh", "-c", "read line && exit 1; echo out; echo err >&2; exit 4"] }, async (shim) => {
+    await shim.run();
+    await expectStatus(shim, 4);
+  }));
+
+for (const only of ["stdout", "stderr"] as const) {
+  onlyOurs(
+    "it wants both or none",
+    `a container with ${only} alone runs, and the other goes nowhere`,
+    () =>
+      withShim({ args: BOTH }, async (shim) => {
+        const path = (await shim.fifos())[only];
+        const [reader] = await Promise.all([shim.read(path), shim.create({ [only]: path })]);
+        await shim.startProcess();
+        assertEquals(await reader.text(), only === "stdout" ? "out\n" : "err\n");
+        await expectStatus(shim, 4);
+      }),
+  );
+}
+
+Deno.test("stdin arrives while it is open; CloseIO ends it once the last writer has gone", () =>
+  withShim({ args: ["cat"] }, async (shim) => {
+    const { fifos, stdout } = await shim.createWithFifos();
+    await shim.startProcess();
+    {
+      using writer = await Writer.open(fifos.stdin);
+      await writer.write("first\n");
+      assertEquals(await stdout.line(), "first\n");
+    }
+    {
+      // A client that goes away and comes back, as ctr task attach does.
+      using writer = await Writer.open(fifos.stdin);
+      await writer.write("second\n");
+      assertEquals(await stdout.line(), "second\n");
+      await shim.closeStdin();
+      await writer.write("third\n");
+      assertEquals(await stdout.line(), "third\n");
+      assertEquals((await shim.state()).status, Status.RUNNING);
+    }
+    assertEquals(await stdout.read(), undefined);
+    await expectStatus(shim, 0);
+  }));
+
+Deno.test("a megabyte of stdin arrives whole", () =>
+  withShim({ args: ["md5sum"] }, async (shim) => {
+    const { fifos, stdout } = await shim.createWithFifos();
+    await shim.startProcess();
+    {
+      using writer = await Writer.open(fifos.stdin);
+      await writer.write("0123456789abcdef".repeat(1 << 16));
+    }
+    await shim.closeStdin();
+    assertEquals(await stdout.text(), "14d785daab3823736c981ca82a750c98  -\n");
+    await expectStatus(shim, 0);
+  }));
+
+Deno.test("an exec has stdio and a status of its own", () =>
+  withShim({}, async (shim) => {
+    const init = await shim.run();
+    const attached = await shim.execWithFifos("other", ["sh", "-c", "read line; echo got $line; echo err >&2; exit 6"]);
+    assert(attached.pid !== init);
+    assertEquals((await shim.state("other")).status, Status.RUNNING);
+    {
+      using writer = await Writer.open(attached.fifos.stdin);
+      await writer.write("something\n");
+    }
+    assertEquals(await output(attached), ["got something\n", "err\n"]);
+    assertEquals((await shim.wait("other")).status, 6);
+    assertEquals((await shim.state("other")).status, Status.STOPPED);
+    assertEquals((await shim.deleteProcess("other")).pid, attached.pid);
+    await assertRejects(() => shim.state("other"), StatusError);
+  }));
+
+onlyOurs(
+  "nothing is said of it",
+  "a process of the container has its three descriptors and no other",
+  () =>
+    withShim({}, async (shim) => {
+      const { pid } = await shim.createWithFifos();
+      await shim.startProcess();
+      const other = await shim.execWithFifos("other", ["sleep", "1000"]);
+      for (const each of [pid, other.pid]) assertEquals([...descriptorsOf(each).keys()].sort(), [0, 1, 2]);
+    }),
+);
+
+onlyOurs(
+  "nothing is said of it",
+  "the shim has no descriptor more after a container than before",
+  () =>
+    withShim({ args: ["cat"] }, async (shim) => {
+      const before = descriptorsOf(shim.pid).size;
+      const init = await shim.createWithFifos();
+      await shim.startProcess();
+      const other = await shim.execWithFifos("other", ["echo", "out"]);
+      assertEquals(await output(other), ["out\n", ""]);
+      await shim.wait("other");
+      await shim.deleteProcess("other");
+      await shim.closeStdin();
+      assertEquals(await output(init), ["", ""]);
+      await expectStatus(shim, 0);
+      await until("they are closed", () => descriptorsOf(shim.pid).size <= before);
+    }),
+);

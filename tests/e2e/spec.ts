@@ -1,0 +1,35 @@
+/** A container's config.json: the OCI runtime specification. */
+
+/** What tests vary. */
+export interface SpecOptions {
+  /** The command that the container runs; `sleep 1000` unless given. */
+  readonly args?: readonly string[];
+  /** Namespaces of its own; pid, ipc, uts and mount unless given. */
+  readonly namespaces?: readonly string[];
+  /** Where the root filesystem is mounted by Create, instead of the test's folder of busybox. */
+  readonly mountedRoot?: boolean;
+}
+
+/** A container that runs as root with the capabilities that tests need, in namespaces of its own but for the network's. */
+export function makeSpec(
+  { args = ["sleep", "1000"], namespaces = ["pid", "ipc", "uts", "mount"], mountedRoot = false }: SpecOptions,
+  { cgroup, rootfs }: { readonly cgroup: string; readonly rootfs: string },
+): unknown {
+  const capabilities = ["CAP_KILL", "CAP_DAC_OVERRIDE", "CAP_CHOWN", "CAP_FOWNER", "CAP_SETUID", "CAP_SETGID"];
+  return {
+    ociVersion: "1.0.2",
+    process: {
+      args,
+      cwd: "/",
+      env: ["PATH=/bin"],
+      user: { uid: 0, gid: 0 },
+      capabilities: { bounding: capabilities, effective: capabilities, permitted: capabilities },
+    },
+    root: { path: mountedRoot ? "rootfs" : rootfs },
+    mounts: [
+      { destination: "/proc", type: "proc", source: "proc" },
+      { destination: "/dev", type: "tmpfs", source: "tmpfs", options: ["nosuid", "mode=755"] },
+    ],
+    linux: { cgroupsPath: cgroup, namespaces: namespaces.map((type) => ({ type })) },
+  };
+}

@@ -1,0 +1,136 @@
+/**
+ * Runs the tests, and sees to it that nothing of them is left, however they end.
+ *
+ *     deno run -A tests/run.ts [FILE | FOLDER | NAME]...
+ *
+ * A file or folder narrows down what is run, a name is a filter on the names of tests. Everything that a test starts is a
+ * descendant of this process, because this is a subreaper; so what is still alive in the end can be found and ended.
+ */
+
+import * as process from "../ffi/process.ts";
+import { argumentsOf, descendants, isAlive, mountsBelow } from "./e2e/proc.ts";
+import { cgroupsOf, names, paths, removeNamespace, RUNC_ROOT } from "./e2e/leftovers.ts";
+
+const folder = Deno.makeTempDirSync({ prefix: "shim-e2e-" });
+const runName = folder.replace(/.*\//, "").toLowerCase().replace(/[^a-z0-9]+/g, "-");
+const report = `${folder}/report.xml`;
+
+/** Children that somebody waits for; all others are orphans of the tests. */
+const awaited = new Map<number, (status: number) => void>();
+
+function reapAll(): void {
+  for (let exit = process.reap(); exit; exit = process.reap()) awaited.get(exit.pid)?.(exit.status);
+}
+
+/** Runs a program with our stdout and stderr, and gives its status. */
+function run(args: readonly string[], environment?: readonly string[]): { pid: number; status: Promise<number> } {
+  const pid = process.spawn({ args, descriptors: [null, 1, 2], ...(environment ? { environment } : {}) });
+  const { promise, resolve } = Promise.withResolvers<number>();
+  awaited.set(pid, resolve);
+  return { pid, status: promise };
+}
+
+/** Ends everything below this process, and says what there was. */
+async function endDescendants(): Promise<string[]> {
+  const ended = new Map<number, string>();
+  for (;;) {
+    // A process that is being killed may still start another, and what is orphaned becomes ours: look again.
+    const living = descendants(Deno.pid).filter((each) => isAlive(each.pid));
+    if (living.length === 0) return [...ended.values()];
+    for (const { pid, comm } of living) {
+      if (!ended.has(pid)) ended.set(pid, `process ${pid} (${comm}): ${argumentsOf(pid).join(" ")}`);
+      try {
+        Deno.kill(pid, "SIGKILL");
+      } catch {
+        // It has ended by itself.
+      }
+    }
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    reapAll();
+  }
+}
+
+/** Removes what the run has left outside of processes, and says what there was. */
+async function removeRest(): Promise<string[]> {
+  const left: string[] = [];
+  for (const mount of mountsBelow(folder).reverse()) {
+    left.push(`mount ${mount}`);
+    await run(["umount", "-l", mount]).status;
+  }
+  const namespaces = new Set(
+    [RUNC_ROOT, "/sys/fs/cgroup", ...paths("/sys/fs/cgroup")].flatMap(safeNames).filter((each) =>
+      each.startsWith(runName)
+    ),
+  );
+  for (const namespace of namespaces) {
+    left.push(...cgroupsOf(namespace).map((each) => `cgroup ${each}`));
+    if (safeNames(RUNC_ROOT).includes(namespace)) left.push(`runc state ${RUNC_ROOT}/${namespace}`);
+    await removeNamespace(namespace);
+  }
+  Deno.removeSync(folder, { recursive: true });
+  return left;
+}
+
+function safeNames(path: string): string[] {
+  return Deno.lstatSync(path).isDirectory ? names(path) : [];
+}
+
+/** Counts of the report that the test runner has written: the attributes of the outermost element. */
+function counts(): { passed: number; failed: number; skipped: number } | undefined {
+  let xml: string;
+  try {
+    xml = Deno.readTextFileSync(report);
+  } catch {
+    return undefined;
+  }
+  const cases = xml.match(/<testcase [^>]*>/g)?.length ?? 0;
+  const failed = xml.match(/<(failure|error)[ >]/g)?.length ?? 0;
+  const skipped = xml.match(/<skipped/g)?.length ?? 0;
+  return { passed: cases - failed - skipped, failed, skipped };
+}
+
+function isThere(path: string): boolean {
+  try {
+    return Deno.statSync(path) !== undefined;
+  } catch {
+    return false;
+  }
+}
+
+process.becomeSubreaper();
+Deno.addSignalListener("SIGCHLD", reapAll);
+
+const here = decodeURIComponent(new URL(".", import.meta.url).pathname);
+const files = Deno.args.filter(isThere);
+const filter = Deno.args.filter((each) => !isThere(each));
+const tests = run(
+  [
+    Deno.execPath(),
+    "test",
+    "-A",
+    `--junit-path=${report}`,
+    ...filter.length > 0 ? [`--filter=/${filter.join("|")}/`] : [],
+    ...files.length > 0 ? files : [`${here}unit`, `${here}e2e`],
+  ],
+  Object.entries({ ...Deno.env.toObject(), E2E_DIR: folder, E2E_ROOT_PID: `${Deno.pid}` }).map(([k, v]) => `${k}=${v}`),
+);
+
+let interrupted = false;
+for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) {
+  Deno.addSignalListener(signal, () => {
+    interrupted = true;
+    Deno.kill(tests.pid, "SIGKILL");
+  });
+}
+const status = await tests.status;
+const left = await endDescendants();
+const result = counts();
+left.push(...await removeRest());
+
+let failed = result?.failed ?? 0;
+if (left.length > 0) console.error(`\nThe tests have left this, which is removed now:\n${left.join("\n")}`);
+if (interrupted) console.error("\nInterrupted.");
+if (failed === 0 && (left.length > 0 || interrupted || status !== 0)) failed = 1;
+const skipped = result?.skipped ? `, ${result.skipped} skipped` : "";
+console.log(`\n${result?.passed ?? 0} passed, ${failed} failed${skipped}`);
+Deno.exit(failed === 0 ? 0 : 1);

@@ -1,0 +1,374 @@
+import { assert, assertEquals, assertRejects } from "@std/assert";
+import { compileEntry, EVAL_FLAGS, programText, selfCheck } from "../../lib/standalone/make.ts";
+import { pack } from "../../lib/standalone/pack.ts";
+
+/** What the runtime is given, whatever the caller's environment has. */
+const GIVEN = {
+  DENO_DIR: "/dev/null/none",
+  DENO_NO_UPDATE_CHECK: "1",
+  DENO_DISABLE_NODE_SHIM: "1",
+  HOME: "/proc",
+};
+
+/** SIGINT, SIGUSR1, SIGPIPE, SIGTERM and SIGCHLD as /proc shows a mask. */
+const BLOCKED = 0x15202n;
+
+/** What the probe says of itself. */
+interface Probe {
+  args: string[];
+  env: Record<string, string>;
+  execPath: string;
+  exe: string;
+  comm: string;
+  cmdline: string[];
+  environ: string[];
+  masks: string[];
+}
+
+const PROBE = `
+// Files are read on threads of a pool: more of them, and later ones.
+await Promise.all(Array.from({ length: 8 }, () => Deno.stat("/")));
+const list = (name) =>
+  Deno.readTextFileSync("/proc/self/" + name).split("\\0").slice(0, -1);
+console.log(JSON.stringify({
+  args: Deno.args,
+  env: Deno.env.toObject(),
+  execPath: Deno.execPath(),
+  exe: Deno.readLinkSync("/proc/self/exe"),
+  comm: Deno.readTextFileSync("/proc/self/comm").trim(),
+  cmdline: list("cmdline"),
+  environ: list("environ"),
+  masks: [...Deno.readDirSync("/proc/self/task")].map(({ name }) =>
+    /SigBlk:\\s*(.*)/.exec(
+      Deno.readTextFileSync("/proc/self/task/" + name + "/status"),
+    )[1]
+  ),
+}));
+Deno.exit(Number(Deno.env.get("EXIT_CODE") ?? 0));
+`;
+
+let directory: string;
+let entry: string;
+let product: string;
+
+Deno.test.beforeAll(async () => {
+  directory = await Deno.realPath(await Deno.makeTempDir());
+  entry = `${directory}/entry.bin`;
+  product = `${directory}/containerd-shim`;
+  await compileEntry(entry);
+  await packProgram(PROBE, product);
+});
+
+Deno.test.afterAll(async () => {
+  await Deno.remove(directory, { recursive: true });
+});
+
+function packProgram(program: string, out: string): Promise<void> {
+  const deno = Deno.execPath();
+  return pack({ deno, entry, program, denoFlags: EVAL_FLAGS, out });
+}
+
+async function run(
+  program: string,
+  args: string[] = [],
+  options: Deno.CommandOptions = {},
+) {
+  const command = new Deno.Command(program, { args, ...options });
+  const { code, signal, stdout, stderr } = await command.output();
+  const text = (bytes: Uint8Array) => new TextDecoder().decode(bytes);
+  return { code, signal, stdout: text(stdout), stderr: text(stderr) };
+}
+
+async function probe(
+  args: string[] = [],
+  options: Deno.CommandOptions = {},
+  program = product,
+): Promise<Probe> {
+  const { code, stdout, stderr } = await run(program, args, options);
+  assertEquals(stderr, "");
+  assertEquals(code, 0);
+  return JSON.parse(stdout);
+}
+
+/** At least the five: pthread_create(3) blocks all signals in a thread that is just beginning. */
+function assertBlocked(masks: string[]): void {
+  for (const mask of masks) assertEquals(BigInt(`0x${mask}`) & BLOCKED, BLOCKED);
+}
+
+async function compileC(out: string, ...flags: string[]): Promise<void> {
+  const source = `${out}.c`;
+  await Deno.writeTextFile(source, "int main(void) { return 7; }\n");
+  const { code, stderr } = await run("gcc", [...flags, source, "-o", out]);
+  assertEquals(code, 0, stderr);
+}
+
+for (
+  const args of [
+    [],
+    ["-x"],
+    ["--"],
+    ["--", "--"],
+    ["--help"],
+    ["-V"],
+    ["--version", "--", "-h"],
+    ["-namespace", "k8s.io", "-debug"],
+    [""],
+    ["", "", "x", ""],
+    ["-", "eval", "--v8-flags=--help"],
+    ["ä € 🚢", "two words", "a\nb", "'\"\\$`"],
+  ]
+) {
+  Deno.test(`The program gets the arguments ${JSON.stringify(args)}`, async () => {
+    const said = await probe(args);
+    assertEquals(said.args, args);
+    assertEquals(said.cmdline, [product, ...args]);
+  });
+}
+
+Deno.test("The program gets 5000 arguments", async () => {
+  const args = Array.from({ length: 5000 }, (_, i) => `argument ${i}`);
+  const said = await probe(args);
+  assertEquals(said.args, args);
+  assertEquals(said.cmdline, [product, ...args]);
+});
+
+Deno.test("No variable of the caller's configures the runtime", async () => {
+  // Deno reads .npmrc of the home directory at start and fails on this one.
+  await Deno.writeTextFile(`${directory}/.npmrc`, "registry=::: no URL\n");
+  const kept = { PATH: "/nowhere", EMPTY: "", DENOX: "1", COMPLETED: "2" };
+  const dropped = {
+    DENO_DIR: directory,
+    DENO_LOG: "debug",
+    DENO_V8_FLAGS: "--no-such-flag",
+    NODE_OPTIONS: "--require /nowhere.js",
+    V8_X: "1",
+    OTEL_DENO: "true",
+    OTEL_EXPORTER_OTLP_ENDPOINT: "http://127.0.0.1:1",
+    COMPLETE: "bash",
+    HOME: directory,
+  };
+  const env = { ...kept, ...dropped };
+  const said = await probe([], { clearEnv: true, env });
+  assertEquals(said.env, { ...GIVEN, ...kept });
+  // What the caller gave is still to be found, for children to inherit.
+  const given = Object.entries(env).map(([name, value]) => `${name}=${value}`);
+  assertEquals(said.environ.toSorted(), given.toSorted());
+});
+
+Deno.test("The working directory's files do not configure the runtime", async () => {
+  const cwd = `${directory}/bundle`;
+  await Deno.mkdir(`${cwd}/node_modules`, { recursive: true });
+  for (const name of ["deno.json", "package.json", ".npmrc", ".env"]) {
+    await Deno.writeTextFile(`${cwd}/${name}`, "}{ not valid");
+  }
+  assertEquals((await probe(["x"], { cwd })).args, ["x"]);
+});
+
+Deno.test("The process is the product's, by path and by name", async () => {
+  const said = await probe();
+  assertEquals(said.execPath, product);
+  assertEquals(said.exe, product);
+  assertEquals(said.comm, "containerd-shim");
+});
+
+Deno.test("Every thread blocks the five signals", async () => {
+  const { masks } = await probe();
+  assert(masks.length > 1);
+  assertBlocked(masks);
+});
+
+Deno.test("The exit code is the program's", async () => {
+  const { code } = await run(product, [], { env: { EXIT_CODE: "42" } });
+  assertEquals(code, 42);
+});
+
+Deno.test("An error of the program names containerd-shim.js", async () => {
+  const out = `${directory}/error`;
+  const bundle = `(() => {\n  throw new Error("it's \`\${1}\\\\ é");\n})();`;
+  await packProgram(programText(bundle), out);
+  const { code, stderr } = await run(out, [], { env: { NO_COLOR: "1" } });
+  assertEquals(code, 1);
+  assert(stderr.includes("it's `${1}\\ é"), stderr);
+  assert(/at eval \(containerd-shim\.js, <anonymous>:2:9\)/.test(stderr), stderr);
+});
+
+// Deno takes other commands from these names.
+for (const name of ["node", "containerdx"]) {
+  Deno.test(`The product works when it is called ${name}`, async () => {
+    const copy = `${directory}/${name}`;
+    await Deno.copyFile(product, copy);
+    const said = await probe(["a"], {}, copy);
+    assertEquals(said.args, ["a"]);
+    assertEquals(said.comm, name);
+    await Deno.remove(copy);
+  });
+}
+
+Deno.test({
+  name: "A copy without environment or home writes no file",
+  ignore: !await installed("strace"),
+  async fn() {
+    const elsewhere = `${directory}/elsewhere`;
+    await Deno.mkdir(elsewhere);
+    const copy = `${elsewhere}/shim`;
+    await Deno.copyFile(product, copy);
+    await Deno.chmod(elsewhere, 0o555);
+    const log = `${directory}/strace`;
+    const calls = "trace=open,openat,creat,mkdir,mkdirat,rename,renameat," +
+      "renameat2,link,linkat,symlink,symlinkat,unlink,unlinkat,connect";
+    const { code, stderr, stdout } = await run(
+      "strace",
+      ["-f", "-qq", "-o", log, "-e", calls, "-E", `HOME=${elsewhere}`, copy],
+      { cwd: elsewhere, clearEnv: true },
+    );
+    assertEquals(stderr, "");
+    assertEquals(code, 0);
+    assertEquals(JSON.parse(stdout).env, GIVEN);
+    const changing = (await Deno.readTextFile(log)).split("\n").filter((line) =>
+      line !== "" && !line.includes('"/dev/null/none') &&
+      !/ \+\+\+ | --- |<\.\.\. .* resumed>/.test(line) &&
+      (!/ open(at)?\(/.test(line) || /O_CREAT|O_WRONLY|O_RDWR/.test(line))
+    );
+    assertEquals(changing, []);
+    assertEquals([...Deno.readDirSync(elsewhere)].map((each) => each.name), [
+      "shim",
+    ]);
+    await Deno.chmod(elsewhere, 0o755);
+  },
+});
+
+async function installed(program: string): Promise<boolean> {
+  try {
+    return (await run(program, ["-V"])).code === 0;
+  } catch {
+    return false;
+  }
+}
+
+Deno.test("What deno compile makes gets the signals and the environment", async () => {
+  const source = `${directory}/compiled.js`;
+  const compiled = `${directory}/compiled`;
+  await Deno.writeTextFile(source, "console.log('compiled');\n");
+  // Deno in the place of denort: it has the program in it too, but runs as
+  // Deno does.
+  const { code, stderr } = await run(Deno.execPath(), [
+    ...["compile", "--no-check", "--no-config", "--no-lock", "--quiet"],
+    ...["--output", compiled, source],
+  ], { env: { DENORT_BIN: Deno.execPath() } });
+  assertEquals(code, 0, stderr);
+  const out = `${directory}/compiled-packed`;
+  await pack({ deno: compiled, entry, out });
+  const args = ["eval", ...EVAL_FLAGS, PROBE, "--", "-a", "--", ""];
+  const env = { DENO_LOG: "debug", KEPT: "1" };
+  const said = await probe(args, { clearEnv: true, env }, out);
+  assertEquals(said.args, ["-a", "--", ""]);
+  assertEquals(said.cmdline, [out, ...args]);
+  assertEquals(said.env, { ...GIVEN, KEPT: "1" });
+  assertBlocked(said.masks);
+  // Its program is found through this note's program header.
+  const headers = await run("readelf", ["-lW", out]);
+  assertEquals(headers.stdout.match(/^ +NOTE /gm)?.length, 1);
+});
+
+Deno.test("An executable that ends without an answer fails the check", async () => {
+  await assertRejects(
+    () => selfCheck(product),
+    Error,
+    `${product} does not work: Cannot call `,
+  );
+});
+
+Deno.test("A missing program interpreter is said, with exit code 127", async () => {
+  const program = `${directory}/orphan`;
+  const interpreter = `${directory}/no-ld.so`;
+  await compileC(program, `-Wl,--dynamic-linker=${interpreter}`);
+  await pack({ deno: program, entry, out: program });
+  const { code, stderr, stdout } = await run(program);
+  assertEquals(
+    stderr,
+    `cannot start: cannot open the program interpreter ${interpreter} (errno 2)\n`,
+  );
+  assertEquals(stdout, "");
+  assertEquals(code, 127);
+});
+
+Deno.test("Any dynamic executable can be packed, but only once", async () => {
+  const program = `${directory}/seven`;
+  await compileC(program);
+  await pack({ deno: program, entry, out: program });
+  assertEquals((await run(program)).code, 7);
+  await assertRejects(
+    () => pack({ deno: program, entry, out: program }),
+    Error,
+    `Cannot pack ${program}: it has a PT_NULL program header, as if it had been packed before`,
+  );
+});
+
+Deno.test("A packed executable cannot be stripped of its entry", async () => {
+  const { code, stderr } = await run("strip", [product]);
+  assertEquals(code, 1);
+  assert(stderr.includes("has no sections"), stderr);
+  assertEquals((await probe(["x"])).args, ["x"]);
+});
+
+Deno.test("What is no dynamic x86-64 executable is refused, and nothing is left", async () => {
+  const workspace = `${directory}/refused`;
+  await Deno.mkdir(workspace);
+  const write = async (name: string, bytes: Uint8Array) => {
+    await Deno.writeFile(`${workspace}/${name}`, bytes);
+    return `${workspace}/${name}`;
+  };
+  const dynamic = `${workspace}/dynamic`;
+  const fixed = `${workspace}/fixed`;
+  const isStatic = `${workspace}/static`;
+  await compileC(dynamic);
+  await compileC(fixed, "-no-pie");
+  await compileC(isStatic, "-static-pie", "-nostartfiles", "-Wl,-e,main");
+  const elf = await Deno.readFile(dynamic);
+  const changed = (at: number, ...bytes: number[]) => {
+    const copy = elf.slice();
+    copy.set(bytes, at);
+    return copy;
+  };
+  const cases: [path: string, why: string][] = [
+    [
+      await write("text", new TextEncoder().encode("#!/bin/sh\n".repeat(9))),
+      "it is not an ELF file",
+    ],
+    [await write("empty", new Uint8Array()), "it is not an ELF file"],
+    [
+      await write("class32", changed(4, 1)),
+      "it is not a 64-bit little-endian ELF file (class 1, data encoding 1)",
+    ],
+    [
+      await write("arm64", changed(18, 183)),
+      "it is for machine 183, not for x86-64 (62)",
+    ],
+    [
+      await write("short", elf.slice(0, 100)),
+      "it ends within its program headers",
+    ],
+    [fixed, "its ELF type is 2, not that of a position-independent"],
+    [isStatic, "it has no PT_INTERP program header"],
+  ];
+  const before = [...Deno.readDirSync(workspace)].length;
+  for (const [deno, why] of cases) {
+    const out = `${workspace}/out`;
+    await assertRejects(
+      () => pack({ deno, entry, out }),
+      Error,
+      `Cannot pack ${deno}: ${why}`,
+    );
+  }
+  await assertRejects(
+    () => packProgram("a\0b", `${workspace}/out`),
+    Error,
+    "Cannot pack a text of 3 characters: number 1 is NUL, which would end it",
+  );
+  await assertRejects(
+    () => pack({ deno: dynamic, entry: dynamic, out: `${workspace}/out` }),
+    Error,
+    `Cannot use ${dynamic} as entry code: it begins with`,
+  );
+  assertEquals([...Deno.readDirSync(workspace)].length, before);
+});
