@@ -27,6 +27,8 @@ export const IS_OURS = requested === DENO_RUN || requested === OUR_EXECUTABLE;
 
 /** Where all files of this run are, and the names that only this run uses begin with. */
 const runFolder = Deno.env.get("E2E_DIR") ?? Deno.makeTempDirSync({ prefix: "shim-e2e-" });
+// Sockets in it are to be reached by other users too, so that it is the shim that refuses them.
+Deno.chmodSync(runFolder, 0o711);
 
 /** What all names of this run that others can see begin with: containerd namespaces, and with them cgroups. */
 export const RUN_NAME = runFolder.replace(/.*\//, "").toLowerCase().replace(/[^a-z0-9]+/g, "-");
@@ -70,4 +72,14 @@ export function onlyOurs(reason: string, name: string, test: () => Promise<void>
 /** Registers a test once for each form of the shim. */
 export function inEachForm(name: string, test: (form: Form) => Promise<void>): void {
   for (const form of FORMS) Deno.test(`${name} (${form.name})`, () => test(form));
+}
+
+/** {@linkcode onlyOurs} and {@linkcode inEachForm} in one. */
+export function inEachFormOfOurs(reason: string, name: string, test: (form: Form) => Promise<void>): void {
+  for (const form of FORMS) onlyOurs(reason, `${name} (${form.name})`, () => test(form));
+}
+
+/** Both of {@linkcode onlyOurs} and {@linkcode inEachForm}. */
+export function onlyOursInEachForm(reason: string, name: string, test: (form: Form) => Promise<void>): void {
+  for (const form of FORMS) onlyOurs(reason, `${name} (${form.name})`, () => test(form));
 }

@@ -289,7 +289,7 @@ shim_debug = ${this.#shimDebug}
   async expectNothingLeft(): Promise<void> {
     let left: string[] = [];
     try {
-      await until("nothing is left", async () => (left = await this.leftovers()).length === 0, LEAVING_MS);
+      await until("nothing is left", async () => (left = await this.leftovers()).length === 0, leftovers.LEAVING_MS);
     } catch {
       throw new Error(`These are left:\n${left.join("\n")}`);
     }
@@ -313,9 +313,6 @@ shim_debug = ${this.#shimDebug}
     await leftovers.removeFolder(this.folder);
   }
 }
-
-/** How long what is about to go may take to go, in ms. */
-const LEAVING_MS = 5000;
 
 async function exists(path: string): Promise<boolean> {
   try {

@@ -10,6 +10,9 @@ export const RUNC_ROOT = "/run/containerd/runc";
 /** Where containerd makes its shims' sockets. */
 const SHIM_SOCKETS = "/run/containerd/s";
 
+/** How long what is about to go may take to go, in ms. */
+export const LEAVING_MS = 5000;
+
 const CGROUPS = "/sys/fs/cgroup";
 
 /** Names in a folder; none if there is no such folder. */

@@ -1,0 +1,94 @@
+/** A GiB through stdout: every byte arrives, in order, whatever the reader does. */
+
+import { assert, assertEquals } from "@std/assert";
+import { must } from "./command.ts";
+import { Reader } from "./fifo.ts";
+import { type Attached, withShim } from "./shim.ts";
+import { pause } from "./until.ts";
+
+/**
+ * What the container prints: a block of random bytes, again and again, each time after its number. The block's size is no
+ * multiple of a page's or a pipe's, so a piece that is lost, doubled or out of place changes the checksum.
+ */
+const BLOCK_SIZE = (16 << 20) + 4099;
+const BLOCKS = 64;
+const SCRIPT = `i=0; while [ $i -lt ${BLOCKS} ]; do echo $i; cat /tmp/block; i=$((i+1)); done`;
+
+/** The command that makes a checksum of its input. */
+const CHECKSUM = "sha256sum";
+
+/** Reads all of an output in its own way. */
+type ReadOutput = (attached: Attached, take: (bytes: Uint8Array<ArrayBuffer>) => Promise<void>) => Promise<void>;
+
+/** Runs the container with a reader, and fails unless the reader gets what the container has printed. */
+function check(read: ReadOutput): Promise<void> {
+  return withShim({ args: ["sh", "-c", SCRIPT] }, async (shim) => {
+    const block = `${shim.rootfs}/tmp/block`;
+    await must(["sh", "-c", `head -c ${BLOCK_SIZE} /dev/urandom >'${block}'`]);
+    const attached = await shim.createWithFifos();
+    const received = new Checksum();
+    await shim.startProcess();
+    await read(attached, (bytes) => received.add(bytes));
+    assertEquals((await shim.wait()).status, 0);
+    const [actual, size] = await received.end();
+    const expected = await must(
+      ["sh", "-c", `cd '${shim.rootfs}' && (${SCRIPT.replace("/tmp", "tmp")}) | ${CHECKSUM}`],
+      {
+        patienceMs: 60_000,
+      },
+    );
+    assert(size >= 2 ** 30, `${size} bytes have arrived`);
+    assertEquals(actual, expected);
+    assertEquals(await attached.stderr.text(), "");
+    await shim.delete();
+  });
+}
+
+/** The checksum of what is added to it. */
+class Checksum {
+  readonly #child = new Deno.Command(CHECKSUM, { stdin: "piped", stdout: "piped" }).spawn();
+  readonly #input = this.#child.stdin.getWriter();
+  #size = 0;
+
+  async add(bytes: Uint8Array<ArrayBuffer>): Promise<void> {
+    this.#size += bytes.length;
+    await this.#input.write(bytes);
+  }
+
+  async end(): Promise<[checksum: string, size: number]> {
+    await this.#input.close();
+    return [new TextDecoder().decode((await this.#child.output()).stdout), this.#size];
+  }
+}
+
+Deno.test("a GiB of output arrives whole at a fast reader", () =>
+  check(async ({ stdout }, take) => {
+    for (let bytes = await stdout.read(); bytes; bytes = await stdout.read()) await take(bytes);
+  }));
+
+Deno.test("a GiB of output arrives whole at a reader that reads in bursts", () =>
+  check(async ({ stdout }, take) => {
+    let untilPause = 0;
+    for (let bytes = await stdout.read(); bytes; bytes = await stdout.read()) {
+      await take(bytes);
+      untilPause -= bytes.length;
+      if (untilPause > 0) continue;
+      // Bursts of all sizes, with pauses that are long enough for every buffer to fill.
+      untilPause = Math.random() * (64 << 20);
+      await pause(50);
+    }
+  }));
+
+Deno.test("a GiB of output arrives whole at a reader that goes away for 5 s and comes back", () =>
+  check(async ({ stdout, fifos }, take) => {
+    for (let left = 300 << 20; left > 0;) {
+      const bytes = await stdout.read();
+      if (!bytes) throw new Error("The output has ended");
+      await take(bytes);
+      left -= bytes.length;
+    }
+    stdout.close();
+    await pause(5000);
+    using again = await Reader.open(fifos.stdout);
+    for (let bytes = await again.read(); bytes; bytes = await again.read()) await take(bytes);
+  }));
