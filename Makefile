@@ -1,21 +1,65 @@
-# containerd-shim: `make` builds bin/containerd-shim; see README.md.
+# containerd-shim: `make` builds bin/containerd-shim, alone in one file. See README.md.
 
 DENO_VERSION := 2.9.6
 PBJS_VERSION := 2.7.1
+PROTOBUFJS_VERSION := 8.8.1
+
+PREFIX := /usr/local
+BENCH :=
 
 TOOLS := build/tools
 DENO := $(TOOLS)/node_modules/@deno/linux-x64-glibc/deno
 PBJS := $(TOOLS)/node_modules/.bin/pbjs
 PROTOS := $(wildcard lib/api/*.proto)
+API := lib/api/mod.js lib/api/mod.d.ts
+SOURCES := main.ts deno.json deno.lock $(shell find ffi lib -name '*.ts') \
+	lib/standalone/entry.c lib/standalone/entry.ld
 
+.PHONY: all check test demo bench fuzz install clean
+
+all: bin/containerd-shim
+
+# The npm package's own install script only makes a link to this file.
 $(DENO) $(PBJS) &: Makefile
-	npm install --prefix $(TOOLS) --no-save --ignore-scripts --no-audit --no-fund \
-		deno@$(DENO_VERSION) protobufjs-cli@$(PBJS_VERSION) protobufjs@8.8.1 >/dev/null
+	npm install --prefix $(TOOLS) --no-save --ignore-scripts --no-audit --no-fund --loglevel=error \
+		deno@$(DENO_VERSION) protobufjs-cli@$(PBJS_VERSION) protobufjs@$(PROTOBUFJS_VERSION)
 	touch $(DENO) $(PBJS)
 
-lib/api/mod.js lib/api/mod.d.ts &: $(PROTOS) $(PBJS)
+$(API) &: $(PROTOS) $(PBJS)
 	$(PBJS) --target static-module --wrap esm --dts --dependency ./protobuf.ts \
 		--no-create --no-verify --no-convert --no-delimited --no-service --no-typeurl \
 		--force-number --no-beautify --path lib/api --out lib/api/mod.js $(PROTOS)
 	sed -i '1i /* @ts-self-types="./mod.d.ts" */' lib/api/mod.js
 	sed -i '/^import Long = require/d; s|"./protobuf.ts"|"protobufjs/minimal"|' lib/api/mod.d.ts
+
+bin/containerd-shim: $(SOURCES) $(API) $(DENO)
+	@command -v gcc >/dev/null && command -v objcopy >/dev/null || \
+		{ apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends gcc libc6-dev; }
+	$(DENO) run -A lib/standalone/make.ts
+
+check: $(API) $(DENO)
+	$(DENO) fmt --check
+	$(DENO) lint
+	$(DENO) check main.ts lib/standalone/make.ts tests
+
+test: bin/containerd-shim check
+	sh tests/setup.sh
+	$(DENO) run -A tests/run.ts
+
+demo: bin/containerd-shim
+	sh tests/setup.sh
+	$(DENO) run -A tests/demo.ts
+
+# For example: make bench BENCH=--quick
+bench: bin/containerd-shim
+	sh tests/setup.sh
+	$(DENO) run -A tests/bench/main.ts $(BENCH)
+
+fuzz: $(API) $(DENO)
+	$(DENO) run -A tests/fuzz/ttrpc_fuzz.ts --seconds 30
+
+install: bin/containerd-shim
+	install -D -m 0755 bin/containerd-shim $(DESTDIR)$(PREFIX)/bin/containerd-shim
+
+clean:
+	rm -rf bin build $(API)

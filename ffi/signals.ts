@@ -28,6 +28,7 @@ export const Signal = {
 
 /** pthread_sigmask(3), signalfd(2). */
 const SIG_BLOCK = 0;
+const SIG_UNBLOCK = 1;
 const SFD_NONBLOCK = 0o4000;
 const SFD_CLOEXEC = 0o2000000;
 /** sizeof(sigset_t) in glibc */
@@ -60,11 +61,20 @@ export function block(signals: Iterable<number>): void {
   if (error !== 0) throw new SystemError("pthread_sigmask", error);
 }
 
-/** Calls at once, and rounds of them, that reach every thread of the pool that FFI calls run on. */
-const POOL_CALLS = 16;
-const POOL_ROUNDS = 5;
+/**
+ * Lets signals through to the main thread again.
+ *
+ * @throws {SystemError}
+ */
+export function unblock(signals: Iterable<number>): void {
+  const error = c().pthread_sigmask(SIG_UNBLOCK, signalSet(signals), null);
+  if (error !== 0) throw new SystemError("pthread_sigmask", error);
+}
 
-/** Blocks signals in the threads that nonblocking FFI calls run on, which the main thread did not make. */
+/** Calls at once that make every idle thread of the pool take one. */
+const POOL_CALLS = 16;
+
+/** Blocks signals in the threads that nonblocking FFI calls run on, which the main thread did not make: in most of them. */
 export async function blockInPool(signals: Iterable<number>): Promise<void> {
   const set = signalSet(signals);
   const { symbols } = Deno.dlopen("libc.so.6", {
@@ -74,21 +84,29 @@ export async function blockInPool(signals: Iterable<number>): Promise<void> {
       nonblocking: true,
     },
   });
-  for (let round = 0; round < POOL_ROUNDS; round++) {
-    await Promise.all(
-      Array.from(
-        { length: POOL_CALLS },
-        () => symbols.pthread_sigmask(SIG_BLOCK, set, null),
-      ),
-    );
-  }
+  await Promise.all(Array.from({ length: POOL_CALLS }, () => symbols.pthread_sigmask(SIG_BLOCK, set, null)));
 }
 
-/** The threads of this process that do not block all of these signals, by id: none, if a signalfd is to see them. */
-export function threadsNotBlocking(signals: Iterable<number>): number[] {
+/** Threads of this process, by id. */
+export interface Threads {
+  /** Those that do not block all of the signals asked for. */
+  readonly unblocked: number[];
+  /**
+   * Those that block everything, because they are only being born: the C library has a new thread block all signals
+   * until it runs and takes its creator's mask. That may be a while on a busy machine, and what it will block then does
+   * not show yet.
+   */
+  readonly starting: number[];
+}
+
+/** Every signal but SIGKILL and SIGSTOP, which nothing blocks, and those of the C library and of real time. */
+const EVERYTHING = 0x7ffb_feffn;
+
+/** How the threads of this process stand to these signals; a signalfd sees them if none is unblocked anywhere. */
+export function threads(signals: Iterable<number>): Threads {
   let wanted = 0n;
   for (const signal of signals) wanted |= 1n << BigInt(signal - 1);
-  const found: number[] = [];
+  const found: Threads = { unblocked: [], starting: [] };
   for (const { name } of Deno.readDirSync("/proc/self/task")) {
     let status: string;
     try {
@@ -97,7 +115,8 @@ export function threadsNotBlocking(signals: Iterable<number>): number[] {
       continue; // the thread ended
     }
     const blocked = BigInt("0x" + /^SigBlk:\s*([0-9a-f]+)/m.exec(status)![1]);
-    if ((blocked & wanted) !== wanted) found.push(Number(name));
+    if ((blocked & EVERYTHING) === EVERYTHING) found.starting.push(Number(name));
+    else if ((blocked & wanted) !== wanted) found.unblocked.push(Number(name));
   }
   return found;
 }

@@ -7,7 +7,7 @@ import { becomeSubreaper, closeOnExecFrom } from "../ffi/process.ts";
 import { Signal } from "../ffi/signals.ts";
 import { Listener, ownCredentials } from "../ffi/socket.ts";
 import { after } from "../ffi/timer.ts";
-import { within } from "./async.ts";
+import { sleep, type Timer, within } from "./async.ts";
 import type { Options } from "./cli.ts";
 import { messageOf } from "./errors.ts";
 import { publisher } from "./events/publish.ts";
@@ -24,6 +24,8 @@ const INHERITED_SOCKET = 3;
 const ADDRESS_LIMIT = 106;
 /** Mode of the log FIFOs. */
 const LOG_MODE = 0o700;
+/** How long nothing is accepted after a failure, in ms. */
+const ACCEPT_DELAY_MS = 100;
 /** How long the end waits for calls that are being answered, in ms. */
 const SHUTDOWN_TIMEOUT_MS = 10_000;
 
@@ -84,7 +86,7 @@ export async function run(options: Options): Promise<number> {
   });
   const listener = listen(options.socket);
   log.debug("serving api on unix socket", { socket: options.socket || "[inherited from parent]" });
-  accept(listener, server, events, log);
+  accept(listener, server, events, timer, log);
 
   await ended.promise;
   listener.close();
@@ -118,7 +120,13 @@ function listen(socket: string): Listener {
   return Listener.listen(path);
 }
 
-async function accept(listener: Listener, server: Server, events: EventQueue, log: Logger): Promise<void> {
+async function accept(
+  listener: Listener,
+  server: Server,
+  events: EventQueue,
+  timer: Timer,
+  log: Logger,
+): Promise<void> {
   const own = ownCredentials();
   for (;;) {
     let accepted;
@@ -127,6 +135,8 @@ async function accept(listener: Listener, server: Server, events: EventQueue, lo
     } catch (error) {
       if (error instanceof Deno.errors.BadResource || error instanceof Deno.errors.Interrupted) return;
       log.error("accept failed", { error });
+      // Out of descriptors, say: the next attempt would fail as soon.
+      await sleep(timer, ACCEPT_DELAY_MS);
       continue;
     }
     const { conn, peer } = accepted;

@@ -9,10 +9,10 @@
 
 import * as process from "../ffi/process.ts";
 import { argumentsOf, descendants, isAlive, mountsBelow } from "./e2e/proc.ts";
-import { cgroupsOf, names, paths, removeNamespace, RUNC_ROOT } from "./e2e/leftovers.ts";
+import { cgroupsOf, names, paths, removeNamespace, RUNC_ROOT, runName } from "./e2e/leftovers.ts";
 
-const folder = Deno.makeTempDirSync({ prefix: "shim-e2e-" });
-const runName = folder.replace(/.*\//, "").toLowerCase().replace(/[^a-z0-9]+/g, "-");
+const folder = Deno.makeTempDirSync({ prefix: "shim-" });
+const prefix = runName(folder);
 const report = `${folder}/report.xml`;
 
 /** Children that somebody waits for; all others are orphans of the tests. */
@@ -59,7 +59,7 @@ async function removeRest(): Promise<string[]> {
   }
   const namespaces = new Set(
     [RUNC_ROOT, "/sys/fs/cgroup", ...paths("/sys/fs/cgroup")].flatMap(safeNames).filter((each) =>
-      each.startsWith(runName)
+      each.startsWith(prefix)
     ),
   );
   for (const namespace of namespaces) {

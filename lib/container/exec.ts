@@ -69,6 +69,7 @@ export class Exec extends Process {
           pidFile: this.#pidFile,
           process,
         });
+        streams.connectOutput();
         this.pid = readPidFile(this.#pidFile);
       } finally {
         streams.closeChildEnds();
@@ -118,7 +119,9 @@ export class Exec extends Process {
   }
 
   get #pidFile(): string {
-    return `${this.#init.config.bundle}/${this.id}.pid`;
+    // An exec may be called "init", and init.pid is the container's.
+    const name = this.id === "init" ? ".init" : this.id;
+    return `${this.#init.config.bundle}/${name}.pid`;
   }
 }
 

@@ -83,6 +83,7 @@ export class Init extends Process {
     this.streams = this.#pipes = streams;
     const pidFile = `${bundle}/${PID_FILE}`;
     using _hold = this.context.reaper.hold();
+    let exists = false;
     try {
       const created = this.#runc.create(id, bundle, {
         stdio: { descriptors: streams.descriptors },
@@ -93,14 +94,21 @@ export class Init extends Process {
       // While runc works.
       this.#ownsPidNamespace = ownsPidNamespace(bundle, this.context.log);
       await created.finally(() => streams.closeChildEnds());
+      exists = true;
+      streams.connectOutput();
       this.pid = readPidFile(pidFile);
     } catch (error) {
       streams[Symbol.dispose]();
+      if (exists) await this.#runc.delete(id, true).catch((error) => this.#logLeft(error));
       throw runtimeError("OCI runtime create failed", error);
     }
     // A client that is told of the creation may still be on its way to where it can close the input that it opens.
     this.#stdinTimer = this.context.timer(STDIN_DELAY_MS, () => streams.connectStdin());
     this.context.reaper.watch(this.pid, (exit) => this.#exited(exit));
+  }
+
+  #logLeft(error: unknown): void {
+    this.context.log.error("a container that could not be created is left", { id: this.id, error });
   }
 
   override start(): Promise<void> {

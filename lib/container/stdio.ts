@@ -50,6 +50,8 @@ export class PipeStdio implements ProcessStreams {
     null,
   ];
   readonly #streams = new Map<string, Stream>();
+  /** Output that does not move yet. */
+  readonly #waiting: { readonly name: OutputName; readonly from: number; readonly to: number }[] = [];
   /** The write end of the pipe of standard input, as long as nothing comes through it. */
   #stdinPipe: number | undefined;
   #stdinWriter: number | undefined;
@@ -118,6 +120,10 @@ export class PipeStdio implements ProcessStreams {
     this.closeStdin();
     if (this.#stdinPipe !== undefined) fds.close(this.#stdinPipe);
     this.#stdinPipe = undefined;
+    for (const { from, to } of this.#waiting.splice(0)) {
+      fds.close(from);
+      fds.close(to);
+    }
     for (const stream of this.#streams.values()) stream.close();
   }
 
@@ -134,6 +140,14 @@ export class PipeStdio implements ProcessStreams {
     this.#stdinPipe = write;
     changeOwner(read, this.#options.uid, this.#options.gid);
     fds.setNonblocking(write);
+  }
+
+  /**
+   * Has output go where it belongs, once: after the runtime has started the process, for what it says when it cannot is
+   * not the process's.
+   */
+  connectOutput(): void {
+    for (const { name, from, to } of this.#waiting.splice(0)) this.#stream(name, from, to);
   }
 
   /**
@@ -170,7 +184,7 @@ export class PipeStdio implements ProcessStreams {
     const { read, write } = pipe();
     this.#descriptors[number] = write;
     this.#childEnds.push(write);
-    this.#stream(name, read, fifo);
+    this.#waiting.push({ name, from: read, to: fifo });
     changeOwner(write, this.#options.uid, this.#options.gid);
     fds.setNonblocking(read);
   }

@@ -21,7 +21,7 @@ export type Publish = (envelope: Envelope) => Promise<void>;
 const CAPACITY = 1024;
 /** How long the first new attempt waits, and the longest any does, in ms. */
 const FIRST_DELAY_MS = 100;
-const LAST_DELAY_MS = 30_000;
+const LAST_DELAY_MS = 10_000;
 
 /** The queue. */
 export class EventQueue {
@@ -29,6 +29,7 @@ export class EventQueue {
   readonly #timer: Timer;
   readonly #log: Logger;
   readonly #waiting: Envelope[] = [];
+  #delay = FIRST_DELAY_MS;
   #sending: Promise<void> | undefined;
   #wake: (() => void) | undefined;
 
@@ -62,28 +63,29 @@ export class EventQueue {
     return this.#sending ?? Promise.resolve();
   }
 
-  /** Tries again now: containerd has just been heard of. */
+  /** Tries again now, and soon again: containerd has just been heard of, and may not serve events yet. */
   retry(): void {
+    this.#delay = FIRST_DELAY_MS;
     this.#wake?.();
   }
 
   async #send(): Promise<void> {
-    let delay = FIRST_DELAY_MS;
     while (this.#waiting.length > 0) {
       const envelope = this.#waiting[0]!;
       try {
         await this.#publish(envelope);
         this.#waiting.splice(this.#waiting.indexOf(envelope), 1);
-        delay = FIRST_DELAY_MS;
+        this.#delay = FIRST_DELAY_MS;
       } catch (error) {
         this.#log.warn("event not delivered, will try again", {
           topic: envelope.topic,
-          delay_ms: delay,
+          delay_ms: this.#delay,
           waiting: this.#waiting.length,
           error,
         });
+        const delay = this.#delay;
+        this.#delay = Math.min(delay * 2, LAST_DELAY_MS);
         await this.#pause(delay);
-        delay = Math.min(delay * 2, LAST_DELAY_MS);
       }
     }
     this.#sending = undefined;

@@ -3,6 +3,7 @@
 import { containerd, google } from "../api/mod.js";
 import { timestamp } from "../api/time.ts";
 import { within } from "../async.ts";
+import { Signal } from "../../ffi/signals.ts";
 import { Container } from "../container/container.ts";
 import type { Context } from "../container/context.ts";
 import type { Process, ProcessExit } from "../container/process.ts";
@@ -77,11 +78,12 @@ export class ShimService {
     if (container === undefined) return;
     const { init } = container;
     if (init.exit === undefined && init.state !== "created") {
-      await init.kill(9, true).catch((error) => {
+      const killed = init.kill(Signal.SIGKILL, true).catch((error) => {
         if (!(error instanceof StatusError) || error.code !== Code.NOT_FOUND) {
           this.#context.log.error("failed to kill the container", { id: init.id, error });
         }
       });
+      await within(this.#context.timer, END_TIMEOUT_MS, killed);
       await within(this.#context.timer, END_TIMEOUT_MS, Promise.resolve(init.wait()));
     }
     await init.delete();
@@ -140,6 +142,7 @@ export class ShimService {
       throw new StatusError(Code.ALREADY_EXISTS, "this shim has its container already");
     }
     requireId(request.id);
+    refuseTerminal(request.terminal);
     if (request.checkpoint) {
       throw new StatusError(Code.UNIMPLEMENTED, "restoring a checkpoint is not implemented yet");
     }
@@ -226,6 +229,7 @@ export class ShimService {
   async #exec(request: containerd.runtime.linux.shim.v1.ExecProcessRequest): Promise<void> {
     const container = this.#created();
     requireId(request.id);
+    refuseTerminal(request.terminal);
     await container.exec({
       id: request.id,
       stdio: stdioOf(request),
@@ -318,6 +322,11 @@ function jsonOf(any: google.protobuf.Any.$Properties | null | undefined, what: s
     throw new StatusError(Code.INVALID_ARGUMENT, `the ${what} is not a JSON object`);
   }
   return value as Record<string, unknown>;
+}
+
+/** @throws {StatusError} UNIMPLEMENTED: better no process than one whose terminal is none */
+function refuseTerminal(terminal: boolean): void {
+  if (terminal) throw new StatusError(Code.UNIMPLEMENTED, "terminals are not implemented yet");
 }
 
 /**

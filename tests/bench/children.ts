@@ -13,7 +13,7 @@ import { pause } from "../e2e/until.ts";
 const KILL_INTERVAL_MS = 10;
 
 const awaited = new Map<number, (status: number) => void>();
-const environment = Object.entries(Deno.env.toObject()).map(([name, value]) => `${name}=${value}`);
+let environment: readonly string[] | undefined;
 
 /** A child, and how it ends: its exit code, or 128 + the signal that ended it. */
 export interface Child {
@@ -36,6 +36,7 @@ function reapAll(): void {
 
 /** Starts a child with this process's environment. */
 export function spawn(options: Omit<process.SpawnOptions, "environment">): Child {
+  environment ??= Object.entries(Deno.env.toObject()).map(([name, value]) => `${name}=${value}`);
   const pid = process.spawn({ ...options, environment });
   const { promise, resolve } = Promise.withResolvers<number>();
   awaited.set(pid, resolve);

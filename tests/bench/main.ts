@@ -7,6 +7,7 @@
  * noise. The exit code is 1 then, and when a row could not be measured.
  */
 
+import { folder } from "./folder.ts";
 import { parseArgs } from "@std/cli/parse-args";
 import { messageOf } from "../../lib/errors.ts";
 import { must } from "../e2e/command.ts";
@@ -15,7 +16,7 @@ import { makeRootfs } from "../e2e/rootfs.ts";
 import { adoptAll, endAll } from "./children.ts";
 import { describeMachine } from "./machine.ts";
 import { FIRST_REPLY, type Row, STDOUT, type Step, steps } from "./rows.ts";
-import { benchFolder, Subject } from "./subject.ts";
+import { Subject } from "./subject.ts";
 import { errors, type Line, ratio, type Result, table } from "./table.ts";
 
 const MIB = 1 << 20;
@@ -58,6 +59,7 @@ async function round(contender: Contender, rootfs: string, all: readonly Step[],
     for (const { rows, times = 1, measure } of all) {
       if (rows.some((row) => results.get(row)!.error !== undefined)) continue;
       try {
+        if (results.get(FIRST_REPLY)!.error !== undefined) throw new Error("there is no shim to measure");
         for (let i = 0; i < times && !interrupted; i++) {
           const samples = await measure(subject);
           if (keep) rows.forEach((row, at) => results.get(row)!.samples.push(samples[at]!));
@@ -99,7 +101,7 @@ interface Flags {
   readonly out?: string;
 }
 
-async function main(folder: string): Promise<number> {
+async function main(): Promise<number> {
   const flags: Flags = parseArgs(Deno.args, {
     boolean: ["quick", "check"],
     string: ["rounds", "ours", "go", "out"],
@@ -144,10 +146,9 @@ async function main(folder: string): Promise<number> {
   return failures.length === 0 ? 0 : 1;
 }
 
-const folder = benchFolder();
 let code = 1;
 try {
-  code = await main(folder);
+  code = await main();
 } catch (error) {
   console.error(messageOf(error));
 } finally {

@@ -2,6 +2,7 @@
 
 import * as fds from "../../ffi/fd.ts";
 import { Signal } from "../../ffi/signals.ts";
+import { isAlive } from "../e2e/proc.ts";
 import { within } from "../e2e/until.ts";
 import { spawn } from "./children.ts";
 import { median } from "./stats.ts";
@@ -154,17 +155,23 @@ async function output(subject: Subject, bytes: number): Promise<readonly [number
   const report = `${subject.folder}/${id}-read`;
   const read = `LC_ALL=C exec dd of=/dev/null bs=1M <'${fifos.stdout}' 2>'${report}'`;
   const reader = spawn({ args: ["sh", "-c", read], descriptors: [null, null, 2] });
-  await subject.exec(id, ["sh", "-c", `read go; exec dd if=/dev/zero bs=${BLOCK} count=${bytes / BLOCK}`], fifos);
-  await subject.startProcess(id);
-  const cpu = subject.cpuTime();
-  const start = performance.now();
-  fds.write(stdin, new TextEncoder().encode("\n"));
-  await within("the end of the output", reader.status, BYTES_TIMEOUT_MS);
-  const seconds = (performance.now() - start) / 1000;
-  const used = subject.cpuTime() - cpu;
-  const said = await Deno.readTextFile(report);
-  if (!said.includes(`\n${bytes} bytes `)) throw new Error(`${bytes} bytes were written, but the reader says ${said}`);
-  await subject.wait(id);
-  await subject.deleteProcess(id);
-  return [bytes / 1e6 / seconds, used / (bytes / 1e9)];
+  try {
+    await subject.exec(id, ["sh", "-c", `read go; exec dd if=/dev/zero bs=${BLOCK} count=${bytes / BLOCK}`], fifos);
+    await subject.startProcess(id);
+    const cpu = subject.cpuTime();
+    const start = performance.now();
+    fds.write(stdin, new TextEncoder().encode("\n"));
+    await within("the end of the output", reader.status, BYTES_TIMEOUT_MS);
+    const seconds = (performance.now() - start) / 1000;
+    const used = subject.cpuTime() - cpu;
+    const said = await Deno.readTextFile(report);
+    if (!said.includes(`\n${bytes} bytes `)) {
+      throw new Error(`${bytes} bytes were written, but the reader says ${said}`);
+    }
+    await subject.wait(id);
+    await subject.deleteProcess(id);
+    return [bytes / 1e6 / seconds, used / (bytes / 1e9)];
+  } finally {
+    if (isAlive(reader.pid)) Deno.kill(reader.pid, "SIGKILL");
+  }
 }

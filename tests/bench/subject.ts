@@ -2,7 +2,7 @@
 
 import * as fds from "../../ffi/fd.ts";
 import { ensureFifo } from "../../ffi/pipe.ts";
-import { newFolder } from "../e2e/env.ts";
+import { Client } from "../../lib/ttrpc/client.ts";
 import { isAlive } from "../e2e/proc.ts";
 import { Shim, type Stdio } from "../e2e/shim.ts";
 import { makeSpec } from "../e2e/spec.ts";
@@ -26,7 +26,7 @@ export interface HeldStdio {
 export class Subject extends Shim {
   override readonly rootfs: string;
   #child: Child | undefined;
-  #connection: Deno.UnixConn | undefined;
+  #client: Client | undefined;
   readonly #held: number[] = [];
 
   /** @param path of the executable */
@@ -51,7 +51,7 @@ export class Subject extends Shim {
    */
   async startTimed(): Promise<number> {
     const listener = listen(this.socketPath);
-    this.#connection = await Deno.connect({ transport: "unix", path: this.socketPath });
+    this.#client = new Client(await Deno.connect({ transport: "unix", path: this.socketPath }));
     const reply = this.shimPid();
     reply.catch(() => {}); // if the spawn fails, that is what is told
     await pause(1); // until the request has been written
@@ -74,9 +74,9 @@ export class Subject extends Shim {
   }
 
   /** The connection that there is from the beginning. */
-  override connect(): Promise<Deno.UnixConn> {
-    if (!this.#connection) throw new Error("The shim has not been started");
-    return Promise.resolve(this.#connection);
+  override connect(): Promise<Client> {
+    if (!this.#client) throw new Error("The shim has not been started");
+    return Promise.resolve(this.#client);
   }
 
   override get pid(): number {
@@ -139,11 +139,6 @@ export class Subject extends Shim {
     for (const fd of this.#held.splice(0)) fds.close(fd);
     await super.remove();
   }
-}
-
-/** The folder that all the bench's files are in. */
-export function benchFolder(): string {
-  return newFolder().replace(/\/[^/]*$/, "");
 }
 
 /** A listening socket, and its descriptor, which is the listener's. */

@@ -14,7 +14,7 @@ export interface Result {
 export interface CommandOptions {
   /** What it reads; nothing unless given. */
   readonly stdin?: string | Uint8Array;
-  /** How long it may take, in ms, before it is killed; Infinity for one that the caller kills. */
+  /** How long it may take, in ms, before it is killed. */
   readonly patienceMs?: number;
   readonly cwd?: string;
 }
@@ -45,7 +45,7 @@ export function start(args: readonly string[], options: CommandOptions = {}): Ru
   const writer = child.stdin.getWriter();
   const patienceMs = options.patienceMs ?? PATIENCE_MS;
   let late = false;
-  const timer = patienceMs === Infinity ? undefined : setTimeout(() => {
+  const timer = setTimeout(() => {
     late = true;
     child.kill("SIGKILL");
   }, patienceMs);

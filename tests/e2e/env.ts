@@ -1,7 +1,12 @@
 /** What the end-to-end tests run, and where: which shim, in which forms, in which folder. */
 
+import { runName } from "./leftovers.ts";
+
 /** The repository's folder, without a slash at its end. */
 export const REPOSITORY = decodeURIComponent(new URL("../..", import.meta.url).pathname).replace(/\/$/, "");
+
+// runc is in /usr/sbin, which is not in every root's PATH.
+Deno.env.set("PATH", `${Deno.env.get("PATH") ?? "/usr/bin:/bin"}:/usr/sbin:/sbin`);
 
 /** The executable that this project makes. */
 export const OUR_EXECUTABLE = `${REPOSITORY}/bin/containerd-shim`;
@@ -25,16 +30,20 @@ const requested = Deno.env.get("SHIM") || OUR_EXECUTABLE;
 /** Whether the shim under test is this project's. */
 export const IS_OURS = requested === DENO_RUN || requested === OUR_EXECUTABLE;
 
-/** Where all files of this run are, and the names that only this run uses begin with. */
-const runFolder = Deno.env.get("E2E_DIR") ?? Deno.makeTempDirSync({ prefix: "shim-e2e-" });
+/** Where all files of this run are: the folder that tests/run.ts has made, or one that goes when this program ends. */
+const runFolder = Deno.env.get("E2E_DIR") ?? makeRunFolder();
+
+function makeRunFolder(): string {
+  const folder = Deno.makeTempDirSync({ prefix: "shim-" });
+  globalThis.addEventListener("unload", () => Deno.removeSync(folder, { recursive: true }));
+  return folder;
+}
+
 // Sockets in it are to be reached by other users too, so that it is the shim that refuses them.
 Deno.chmodSync(runFolder, 0o711);
 
 /** What all names of this run that others can see begin with: containerd namespaces, and with them cgroups. */
-export const RUN_NAME = runFolder.replace(/.*\//, "").toLowerCase().replace(/[^a-z0-9]+/g, "-");
-
-/** The process below which everything that a test starts is found, also when its parent is dead. */
-export const ROOT_PID = Number(Deno.env.get("E2E_ROOT_PID") ?? Deno.pid);
+const RUN_NAME = runName(runFolder);
 
 /** Our bundle under a plain `deno run`, which is how a product of `deno compile` behaves. */
 const denoRun: Form = { name: "deno run", path: `${runFolder}/deno-run` };
@@ -57,11 +66,26 @@ if (FORMS.includes(denoRun)) {
 
 let folders = 0;
 
-/** A new folder of this run with a name that is short: the path of a socket in it has 107 bytes at most. */
-export function newFolder(): string {
-  const folder = `${runFolder}/${crypto.randomUUID().slice(0, 6)}${folders++}`;
-  Deno.mkdirSync(folder, { recursive: true, mode: 0o711 });
-  return folder;
+/** A place for one test. */
+export interface Place {
+  /** A new folder; its path is short, because that of a socket in it may have 107 bytes at most. */
+  readonly folder: string;
+  /** A containerd namespace of its own. */
+  readonly namespace: string;
+}
+
+/** Makes a place that no other test of this run has. */
+export function newPlace(): Place {
+  for (;;) {
+    const folder = `${runFolder}/${++folders}`;
+    try {
+      Deno.mkdirSync(folder, { mode: 0o711 });
+      return { folder, namespace: `${RUN_NAME}-${folders}` };
+    } catch (error) {
+      // Each test file is a program of its own, with the same folder.
+      if (!(error instanceof Deno.errors.AlreadyExists)) throw error;
+    }
+  }
 }
 
 /** Registers a test that another shim fails, or that makes no sense for it, for the given reason. */

@@ -2,13 +2,13 @@
 
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { type Result, run } from "./command.ts";
-import { inEachForm, IS_OURS, newFolder, onlyOurs, SHIM } from "./env.ts";
+import { inEachForm, IS_OURS, newPlace, onlyOurs, SHIM } from "./env.ts";
 import { argumentsOf } from "./proc.ts";
 import { withShim } from "./shim.ts";
 
 /** Runs the shim with these arguments, in a folder where it leaves nothing that anyone else would find. */
 async function shim(...args: string[]): Promise<Result> {
-  const cwd = newFolder();
+  const { folder: cwd } = newPlace();
   try {
     return await run([SHIM.path, ...args], { cwd });
   } finally {

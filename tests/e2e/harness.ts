@@ -1,7 +1,7 @@
 /** A containerd of a test's own, and what the tests do with it. */
 
 import { must, type Result, run, type Running, start } from "./command.ts";
-import { type Form, newFolder, RUN_NAME, SHIM } from "./env.ts";
+import { type Form, newPlace, SHIM } from "./env.ts";
 import * as leftovers from "./leftovers.ts";
 import { argumentsOf, isAlive, mountsBelow, processes } from "./proc.ts";
 import { makeRootfs } from "./rootfs.ts";
@@ -25,6 +25,8 @@ export interface ContainerdOptions {
   readonly shim?: Form;
   /** Whether shims log to the daemon's stderr, and more. On unless given. */
   readonly shimDebug?: boolean;
+  /** Whether the daemon's log has its debug lines too. */
+  readonly debug?: boolean;
 }
 
 /** Options of {@linkcode Containerd.runArguments}. */
@@ -64,7 +66,7 @@ const LOG_SHOWN = 20;
 /** A containerd that only one test uses. */
 export class Containerd {
   /** Everything of it is in here. */
-  readonly folder: string = newFolder();
+  readonly folder: string;
   readonly namespace: string;
   /** Its socket. */
   readonly address: string;
@@ -72,16 +74,18 @@ export class Containerd {
   readonly rootfs: string;
   readonly #shim: Form;
   readonly #shimDebug: boolean;
-  #ids = 0;
+  readonly #level: "debug" | "info";
+  readonly #ids: string[] = [];
   #execs = 0;
   #daemon: Deno.ChildProcess | undefined;
 
   constructor(options: ContainerdOptions = {}) {
-    this.namespace = `${RUN_NAME}-${this.folder.replace(/.*\//, "")}`;
+    ({ folder: this.folder, namespace: this.namespace } = newPlace());
     this.address = `${this.folder}/c.sock`;
     this.rootfs = `${this.folder}/rootfs`;
     this.#shim = options.shim ?? SHIM;
     this.#shimDebug = options.shimDebug ?? true;
+    this.#level = options.debug ? "debug" : "info";
   }
 
   /** Where containerd makes the bundles of its containers. */
@@ -122,6 +126,8 @@ export class Containerd {
 root = "${this.folder}/root"
 state = "${this.folder}/state"
 disabled_plugins = ${JSON.stringify(DISABLED_PLUGINS)}
+[debug]
+level = "${this.#level}"
 [grpc]
 address = "${this.address}"
 [plugins."${RUNTIME}"]
@@ -168,14 +174,10 @@ shim_debug = ${this.#shimDebug}
     return must(this.#arguments(args));
   }
 
-  /** Prints each event of containerd's, until it is killed. */
-  startEvents(): Running {
-    return start(this.#arguments(["events"]), { patienceMs: Infinity });
-  }
-
   /** A name for a container that no other has. */
-  newId(): string {
-    return `c${++this.#ids}`;
+  newId(name = `c${this.#ids.length + 1}`): string {
+    this.#ids.push(name);
+    return name;
   }
 
   /** `ctr run` of a container. */
@@ -267,9 +269,9 @@ shim_debug = ${this.#shimDebug}
   /** What containers have left behind. */
   async leftovers(): Promise<string[]> {
     const sockets = [];
-    for (let i = 1; i <= this.#ids; i++) {
-      const socket = await leftovers.shimSocket(this.address, this.namespace, `c${i}`);
-      if (await exists(socket)) sockets.push(`socket ${socket} of c${i}`);
+    for (const id of this.#ids) {
+      const socket = await leftovers.shimSocket(this.address, this.namespace, id);
+      if (await exists(socket)) sockets.push(`socket ${socket} of ${id}`);
     }
     const { folder } = this;
     return [
@@ -306,8 +308,8 @@ shim_debug = ${this.#shimDebug}
       return left.length === 0;
     });
     await leftovers.removeNamespace(this.namespace);
-    for (let i = 1; i <= this.#ids; i++) {
-      const socket = await leftovers.shimSocket(this.address, this.namespace, `c${i}`);
+    for (const id of this.#ids) {
+      const socket = await leftovers.shimSocket(this.address, this.namespace, id);
       await Deno.remove(socket).catch(() => {});
     }
     await leftovers.removeFolder(this.folder);

@@ -1,8 +1,15 @@
 /** What a container leaves behind when something went wrong, and getting rid of it. */
 
 import { must } from "./command.ts";
-import { ROOT_PID } from "./env.ts";
 import { descendants, mountsBelow } from "./proc.ts";
+
+/** The process below which everything that a test starts is found, also when its parent is dead. */
+const ROOT_PID = Number(Deno.env.get("E2E_ROOT_PID") ?? Deno.pid);
+
+/** What all names of a run begin with that others can see, and that can be told from others' by: it has this folder. */
+export function runName(folder: string): string {
+  return folder.replace(/.*\//, "").toLowerCase().replace(/[^a-z0-9]+/g, "-");
+}
 
 /** Where runc keeps its state unless told otherwise; below it, a folder for each containerd namespace. */
 export const RUNC_ROOT = "/run/containerd/runc";

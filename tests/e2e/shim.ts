@@ -5,7 +5,7 @@ import { containerd } from "../../lib/api/mod.js";
 import { Client } from "../../lib/ttrpc/client.ts";
 import { type Code, StatusError } from "../../lib/ttrpc/status.ts";
 import { must } from "./command.ts";
-import { type Form, IS_OURS, newFolder, RUN_NAME, SHIM } from "./env.ts";
+import { type Form, IS_OURS, newPlace, SHIM } from "./env.ts";
 import { EventSink, type EventsMode } from "./events.ts";
 import { Reader } from "./fifo.ts";
 import * as leftovers from "./leftovers.ts";
@@ -117,7 +117,7 @@ export interface Attached {
 /** A shim that only one test uses. */
 export class Shim {
   /** Everything of it is in here. */
-  readonly folder: string = newFolder();
+  readonly folder: string;
   readonly namespace: string;
   /** The container's. */
   readonly id = "c";
@@ -137,7 +137,7 @@ export class Shim {
 
   constructor(options: ShimOptions = {}) {
     this.#options = options;
-    this.namespace = `${RUN_NAME}-${this.folder.replace(/.*\//, "")}`;
+    ({ folder: this.folder, namespace: this.namespace } = newPlace());
     this.bundle = `${this.folder}/bundle`;
     this.workdir = `${this.folder}/work`;
     this.rootfs = `${this.folder}/rootfs`;

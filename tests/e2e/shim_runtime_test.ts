@@ -1,0 +1,68 @@
+/** How the shim runs the OCI runtime. */
+
+import { assert, assertEquals, assertMatch } from "@std/assert";
+import { onlyOursInEachForm } from "./env.ts";
+import { withShim } from "./shim.ts";
+
+/** crun refuses a machine with cgroups of both versions: it is shown one of version 2 alone. */
+const CRUN = `#!/bin/sh
+exec unshare --mount sh -c '
+  umount --recursive /sys/fs/cgroup && mount -t cgroup2 none /sys/fs/cgroup && exec crun "$@"' crun "$@"
+`;
+
+Deno.test("crun runs a container as runc does", () =>
+  withShim({ args: ["sh", "-c", "echo out; exit 8"] }, async (shim) => {
+    const runtime = `${shim.folder}/crun`;
+    await Deno.writeTextFile(runtime, CRUN, { mode: 0o755 });
+    const { stdout } = await shim.createWithFifos({ runtime });
+    await shim.startProcess();
+    assertEquals(await stdout.text(), "out\n");
+    assertEquals((await shim.wait()).status, 8);
+    await shim.delete();
+  }));
+
+/** Keeps what it has been started with, and is runc then. Of its descriptors, the shell has one for the script itself. */
+const RECORDING_RUNTIME = `#!/bin/sh
+{
+  echo "$@"
+  grep -E '^Sig(Blk|Ign):' /proc/$$/status
+  for fd in /proc/$$/fd/*; do readlink $fd; done | sort | uniq
+  echo
+} >>"$(dirname "$0")/record"
+exec runc "$@"
+`;
+
+onlyOursInEachForm(
+  "it hands on what it was started with",
+  "the runtime is started with no signal blocked or ignored, and with no descriptor of the shim's",
+  (form) =>
+    withShim({ shim: form, args: ["sh", "-c", "exit 3"] }, async (shim) => {
+      const runtime = `${shim.folder}/recording-runc`;
+      await Deno.writeTextFile(runtime, RECORDING_RUNTIME, { mode: 0o755 });
+      await shim.createWithFifos({ runtime });
+      await shim.startProcess();
+      assertEquals((await shim.wait()).status, 3);
+      await shim.delete();
+
+      const runs = (await Deno.readTextFile(`${shim.folder}/record`)).trim().split("\n\n").map((run) =>
+        run.split("\n")
+      );
+      const commands = runs.map(([args]) => / (create|start|state|kill|delete) /.exec(`${args} `)?.[1]);
+      assertEquals(commands.filter((each) => each !== "kill"), ["create", "start", "delete"]);
+      const root = `--root /run/containerd/runc/${shim.namespace}`;
+      const log = `--log ${shim.bundle}/log.json --log-format json`;
+      for (const [args, blocked, ignored, ...files] of runs) {
+        assertMatch(args!, new RegExp(`^${root} ${log} .* ${shim.id}$`));
+        assertEquals([blocked, ignored].map((each) => each!.split(/\s+/)), [
+          ["SigBlk:", "0000000000000000"],
+          ["SigIgn:", "0000000000000000"],
+        ]);
+        const expected = (file: string) =>
+          /^\/dev\/null$|^\/memfd:runc-|^pipe:|^$/.test(file) || file.startsWith(`${shim.folder}/rec`);
+        assert(files.every(expected), `${args} has these open:\n${files.join("\n")}`);
+      }
+      const [create] = runs;
+      assert(create![0]!.includes(` --bundle ${shim.bundle} `), create![0]);
+      assert(create![0]!.includes(` --pid-file ${shim.bundle}/init.pid `), create![0]);
+    }),
+);
