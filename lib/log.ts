@@ -1,7 +1,5 @@
 /** The log: lines as logrus writes them, into a FIFO that nobody may be reading. */
 
-import type { LogRecord } from "@logtape/logtape";
-
 /** How grave a line is, by logrus's names. */
 export type Level = "debug" | "info" | "warning" | "error";
 
@@ -26,15 +24,8 @@ export interface LogOptions {
   readonly fields: Fields;
 }
 
-/** LogTape's levels, and logrus's names for them. */
-const LEVELS = {
-  trace: "trace",
-  debug: "debug",
-  info: "info",
-  warning: "warning",
-  error: "error",
-  fatal: "fatal",
-} as const satisfies Record<LogRecord["level"], string>;
+/** The field that carries when a line was logged while the logger was still being loaded, in ms since the epoch. */
+export const AT = "\0at";
 
 /**
  * A logger that writes logrus's text format.
@@ -48,7 +39,7 @@ export function openLog(options: LogOptions): Logger {
     if (level === "debug" && !options.debug) return;
     if (logger) return logger[level](message, fields);
     const at = Date.now();
-    target ??= load(options).then((loaded) => logger = loaded);
+    target ??= import("./logrus.ts").then(({ logrus }) => logger = logrus(options));
     target.then((loaded) => loaded[level](message, { ...fields, [AT]: at }));
   };
   return {
@@ -57,67 +48,4 @@ export function openLog(options: LogOptions): Logger {
     warn: (message, fields) => log("warn", message, fields),
     error: (message, fields) => log("error", message, fields),
   };
-}
-
-/** The field that carries when a line was logged while LogTape was still being loaded, in ms since the epoch. */
-const AT = "\0at";
-
-async function load(options: LogOptions): Promise<Logger> {
-  const { configure, getLogger } = await import("@logtape/logtape");
-  await configure({
-    sinks: { fifo: (record) => options.write(format(record)) },
-    loggers: [
-      {
-        category: "shim",
-        sinks: ["fifo"],
-        lowestLevel: options.debug ? "debug" : "info",
-      },
-      { category: ["logtape", "meta"], sinks: [], lowestLevel: "fatal" },
-    ],
-    reset: true,
-  });
-  const logger = getLogger("shim").with(options.fields);
-  // An object, not a template: what a message has in braces is part of it.
-  const properties = (message: string, fields?: Fields) => ({
-    ...fields,
-    [MESSAGE]: message,
-  });
-  return {
-    debug: (message, fields) => logger.debug("", properties(message, fields)),
-    info: (message, fields) => logger.info("", properties(message, fields)),
-    warn: (message, fields) => logger.warn("", properties(message, fields)),
-    error: (message, fields) => logger.error("", properties(message, fields)),
-  };
-}
-
-const MESSAGE = "\0message";
-
-/** One line of logrus's TextFormatter: time, level, message, and the other fields by name. */
-function format(record: LogRecord): string {
-  const { [MESSAGE]: message, [AT]: at, ...fields } = record.properties;
-  const time = new Date(typeof at === "number" ? at : record.timestamp);
-  let line = `time=${quote(time.toISOString())} level=${LEVELS[record.level]} msg=${quote(String(message))}`;
-  for (const key of Object.keys(fields).sort()) {
-    line += ` ${key}=${value(fields[key])}`;
-  }
-  return line + "\n";
-}
-
-function value(of: unknown): string {
-  const text = of instanceof Error
-    ? of.message
-    : typeof of === "object" && of !== null
-    ? JSON.stringify(of)
-    : String(of);
-  // logrus leaves these bare
-  return /^[A-Za-z0-9\-._/@^+]+$/.test(text) ? text : quote(text);
-}
-
-/** A string in quotes, on one line whatever is in it. */
-function quote(text: string): string {
-  // JSON quotes like Go, but for DEL and C1 controls, which a terminal acts on too.
-  return JSON.stringify(text).replace(
-    /[\x7f-\x9f\u2028\u2029]/g,
-    (char) => `\\u${char.charCodeAt(0).toString(16).padStart(4, "0")}`,
-  );
 }

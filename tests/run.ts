@@ -1,9 +1,9 @@
 /**
  * Runs the tests, and sees to it that nothing of them is left, however they end.
  *
- *     deno run -A tests/run.ts [FILE | FOLDER | NAME]...
+ *     deno run -A tests/run.ts [FILE | FOLDER | PATTERN]...
  *
- * A file or folder narrows down what is run, a name is a filter on the names of tests. Everything that a test starts is a
+ * A file or folder narrows down what is run, a pattern is looked for in the names of tests. Everything that a test starts is a
  * descendant of this process, because this is a subreaper; so what is still alive in the end can be found and ended.
  */
 
@@ -58,24 +58,31 @@ async function removeRest(): Promise<string[]> {
     await run(["umount", "-l", mount]).status;
   }
   const namespaces = new Set(
-    [RUNC_ROOT, "/sys/fs/cgroup", ...paths("/sys/fs/cgroup")].flatMap(safeNames).filter((each) =>
-      each.startsWith(prefix)
-    ),
+    [RUNC_ROOT, "/sys/fs/cgroup", ...paths("/sys/fs/cgroup")].flatMap(names).filter((each) => each.startsWith(prefix)),
   );
   for (const namespace of namespaces) {
     left.push(...cgroupsOf(namespace).map((each) => `cgroup ${each}`));
-    if (safeNames(RUNC_ROOT).includes(namespace)) left.push(`runc state ${RUNC_ROOT}/${namespace}`);
+    if (names(RUNC_ROOT).includes(namespace)) left.push(`runc state ${RUNC_ROOT}/${namespace}`);
     await removeNamespace(namespace);
+  }
+  for (const socket of shimSockets()) {
+    if (!isThere(socket)) continue;
+    left.push(`socket ${socket}`);
+    Deno.removeSync(socket);
   }
   Deno.removeSync(folder, { recursive: true });
   return left;
 }
 
-function safeNames(path: string): string[] {
-  return Deno.lstatSync(path).isDirectory ? names(path) : [];
+/** The sockets that the daemons of this run have made for their shims: each bundle has a file with the address. */
+function shimSockets(): string[] {
+  const bundles = paths(folder).flatMap((each) => paths(`${each}/state/io.containerd.runtime.v1.linux`)).flatMap(paths);
+  return bundles.map((each) => `${each}/address`).filter(isThere).map((each) =>
+    Deno.readTextFileSync(each).replace("unix://", "")
+  );
 }
 
-/** Counts of the report that the test runner has written: the attributes of the outermost element. */
+/** Counts the tests in the report that the test runner has written, if it has. */
 function counts(): { passed: number; failed: number; skipped: number } | undefined {
   let xml: string;
   try {

@@ -22,17 +22,17 @@ export const LEAVING_MS = 5000;
 
 const CGROUPS = "/sys/fs/cgroup";
 
-/** Names in a folder; none if there is no such folder. */
+/** Names in a folder; none if it is not there, or is no folder. */
 export function names(folder: string): string[] {
   try {
     return [...Deno.readDirSync(folder)].map((each) => each.name);
   } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return [];
+    if (error instanceof Deno.errors.NotFound || error instanceof Deno.errors.NotADirectory) return [];
     throw error;
   }
 }
 
-/** Paths in a folder; none if there is no such folder. */
+/** Paths in a folder; none if it is not there, or is no folder. */
 export function paths(folder: string): string[] {
   return names(folder).map((each) => `${folder}/${each}`);
 }
