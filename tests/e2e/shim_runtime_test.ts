@@ -21,11 +21,16 @@ Deno.test("crun runs a container as runc does", () =>
     await shim.delete();
   }));
 
-/** Keeps what it has been started with, and is runc then. Of its descriptors, the shell has one for the script itself. */
+/**
+ * Keeps what it has been started with, and is runc then. Of its descriptors, the shell has one for the script itself. It
+ * reads its own status without a command: while it starts one, the shell itself blocks every signal.
+ */
 const RECORDING_RUNTIME = `#!/bin/sh
 {
   echo "$@"
-  grep -E '^Sig(Blk|Ign):' /proc/$$/status
+  while read -r line; do
+    case $line in SigBlk:*|SigIgn:*) echo "$line" ;; esac
+  done </proc/$$/status
   for fd in /proc/$$/fd/*; do readlink $fd; done | sort | uniq
   echo
 } >>"$(dirname "$0")/record"
