@@ -9,7 +9,8 @@ import type { Init } from "./init.ts";
 import { Process } from "./process.ts";
 import { killError, runtimeError } from "./runtime_errors.ts";
 import { EXEC, type State, StateMachine } from "./state.ts";
-import { PipeStdio, type StdioConfig } from "./stdio.ts";
+import type { StdioConfig } from "./stdio.ts";
+import { openStreams } from "./streams.ts";
 
 /** What an exec process is made from. */
 export interface ExecConfig {
@@ -55,9 +56,8 @@ export class Exec extends Process {
     const process = `${bundle}/${this.id}.process.json`;
     using _hold = reaper.hold();
     try {
-      const streams = PipeStdio.open(this.stdio, { poller, uid, gid });
+      const streams = openStreams(this.stdio, { poller, uid, gid });
       this.streams = streams;
-      streams.connectStdin();
       try {
         Deno.writeTextFileSync(
           process,
@@ -65,11 +65,12 @@ export class Exec extends Process {
           { mode: 0o600 },
         );
         await this.#init.runc.exec(this.#init.id, {
-          stdio: { descriptors: streams.descriptors },
+          stdio: streams.stdio,
           pidFile: this.#pidFile,
           process,
         });
         streams.connectOutput();
+        streams.connectStdin();
         this.pid = readPidFile(this.#pidFile);
       } finally {
         streams.closeChildEnds();

@@ -12,7 +12,8 @@ import { Process } from "./process.ts";
 import { unmountAll } from "./rootfs.ts";
 import { killError, runtimeError } from "./runtime_errors.ts";
 import { INIT, StateMachine } from "./state.ts";
-import { PipeStdio, type StdioConfig } from "./stdio.ts";
+import type { StdioConfig } from "./stdio.ts";
+import { openStreams } from "./streams.ts";
 
 /** What an init process is created from. */
 export interface InitConfig {
@@ -48,7 +49,6 @@ export class Init extends Process {
   readonly #config: InitConfig;
   readonly #runc: Runc;
   readonly #onExit: ExitListener;
-  #pipes: PipeStdio | undefined;
   #stdinTimer: Disposable | undefined;
   #ownsPidNamespace = true;
 
@@ -79,14 +79,14 @@ export class Init extends Process {
    */
   async create(): Promise<void> {
     const { id, bundle, stdio, ioUid: uid, ioGid: gid } = this.#config;
-    const streams = PipeStdio.open(stdio, { poller: this.context.poller, uid, gid });
-    this.streams = this.#pipes = streams;
+    const streams = openStreams(stdio, { poller: this.context.poller, uid, gid });
+    this.streams = streams;
     const pidFile = `${bundle}/${PID_FILE}`;
     using _hold = this.context.reaper.hold();
     let exists = false;
     try {
       const created = this.#runc.create(id, bundle, {
-        stdio: { descriptors: streams.descriptors },
+        stdio: streams.stdio,
         pidFile,
         noPivotRoot: this.#config.noPivotRoot,
         noNewKeyring: this.#config.noNewKeyring,
@@ -115,7 +115,7 @@ export class Init extends Process {
     return this.serialize("start", async () => {
       this.#stdinTimer?.[Symbol.dispose]();
       try {
-        this.#pipes?.connectStdin();
+        this.streams?.connectStdin();
         await this.#runc.start(this.id);
       } catch (error) {
         throw runtimeError("OCI runtime start failed", error);
@@ -203,6 +203,17 @@ export class Init extends Process {
    */
   allowExec(): Promise<void> {
     return this.serialize("exec", () => Promise.resolve());
+  }
+
+  /** Changes what the container may use: an OCI LinuxResources, as JSON can write it. */
+  update(resources: Readonly<Record<string, unknown>>): Promise<void> {
+    return this.serialize("update", async () => {
+      try {
+        await this.#runc.update(this.id, resources);
+      } catch (error) {
+        throw runtimeError("OCI runtime update failed", error);
+      }
+    });
   }
 
   /** The pids of all its processes. */

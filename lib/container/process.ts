@@ -5,7 +5,8 @@ import { Code, StatusError } from "../ttrpc/status.ts";
 import { within } from "../async.ts";
 import type { Context } from "./context.ts";
 import type { Action, State, StateMachine } from "./state.ts";
-import type { ProcessStreams, StdioConfig } from "./stdio.ts";
+import type { StdioConfig } from "./stdio.ts";
+import type { ProcessStreams } from "./streams.ts";
 
 /** How long the end of a process's output is waited for before it is closed, in ms. */
 const DRAIN_TIMEOUT_MS = 2000;
@@ -84,6 +85,16 @@ export abstract class Process {
   /** Ends its standard input, as far as it is held open here. */
   closeStdin(): void {
     this.streams?.closeStdin();
+  }
+
+  /**
+   * Sets the size of its terminal, in characters; nothing, when it has none.
+   *
+   * @throws {StatusError} FAILED_PRECONDITION when it has ended
+   */
+  resize(columns: number, rows: number): void {
+    this.machine.require("resize");
+    this.streams?.resize(columns, rows);
   }
 
   /** Waits for its output to be passed on, but not for long: something else may hold it open. */

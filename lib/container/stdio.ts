@@ -6,6 +6,7 @@ import type { Poller } from "../../ffi/poll.ts";
 import type { ProcessDescriptors } from "../runtime/runc.ts";
 import { Code, StatusError } from "../ttrpc/status.ts";
 import { Stream } from "./stream.ts";
+import type { ProcessStreams } from "./streams.ts";
 
 /** Where a process's streams go, as containerd says it: a path or a URI each, empty for none. */
 export interface StdioConfig {
@@ -15,18 +16,8 @@ export interface StdioConfig {
   readonly terminal: boolean;
 }
 
-/** What the streams of a process have in common, with a terminal or without. */
-export interface ProcessStreams extends Disposable {
-  /** Settled when all output has been passed on and its readers have been told. */
-  readonly drained: Promise<void>;
-  /** Ends standard input: the process sees end of file once every other writer has gone too. */
-  closeStdin(): void;
-  /** Bytes moved so far, by stream. */
-  readonly moved: Readonly<Record<string, number>>;
-}
-
-/** Options of {@link PipeStdio.open}. */
-export interface PipeStdioOptions {
+/** What streams need of their process. */
+export interface StdioOptions {
   readonly poller: Poller;
   /** Who owns the pipes, so that a process that is not root can open /dev/stdout again. */
   readonly uid: number;
@@ -57,9 +48,9 @@ export class PipeStdio implements ProcessStreams {
   #stdinWriter: number | undefined;
   #stdinClosed = false;
   readonly #config: StdioConfig;
-  readonly #options: PipeStdioOptions;
+  readonly #options: StdioOptions;
 
-  private constructor(config: StdioConfig, options: PipeStdioOptions) {
+  private constructor(config: StdioConfig, options: StdioOptions) {
     this.#config = config;
     this.#options = options;
   }
@@ -70,7 +61,7 @@ export class PipeStdio implements ProcessStreams {
    * @throws {SystemError} when one cannot be opened
    * @throws {StatusError} INVALID_ARGUMENT for a scheme that is not known
    */
-  static open(config: StdioConfig, options: PipeStdioOptions): PipeStdio {
+  static open(config: StdioConfig, options: StdioOptions): PipeStdio {
     const stdio = new PipeStdio(config, options);
     try {
       if (config.stdin !== "") stdio.#openStdin(config.stdin);
@@ -87,12 +78,10 @@ export class PipeStdio implements ProcessStreams {
     }
   }
 
-  /** What the process is to be started with. */
-  get descriptors(): ProcessDescriptors {
-    return this.#descriptors;
+  get stdio(): { readonly descriptors: ProcessDescriptors } {
+    return { descriptors: this.#descriptors };
   }
 
-  /** Closes the process's ends here, so that its own are the last: to be called when it has been started, or has not. */
   closeChildEnds(): void {
     for (const fd of this.#childEnds.splice(0)) fds.close(fd);
   }
@@ -100,6 +89,10 @@ export class PipeStdio implements ProcessStreams {
   get drained(): Promise<void> {
     const outputs = ["stdout", "stderr"].map((name) => this.#streams.get(name)?.done);
     return Promise.all(outputs).then(() => {});
+  }
+
+  resize(): void {
+    // There is no terminal.
   }
 
   get moved(): Record<string, number> {
@@ -142,28 +135,19 @@ export class PipeStdio implements ProcessStreams {
     fds.setNonblocking(write);
   }
 
-  /**
-   * Has output go where it belongs, once: after the runtime has started the process, for what it says when it cannot is
-   * not the process's.
-   */
   connectOutput(): void {
     for (const { name, from, to } of this.#waiting.splice(0)) this.#stream(name, from, to);
   }
 
-  /**
-   * Has input come from its FIFO, once; until then a client that opens it to write is kept waiting.
-   *
-   * @throws {SystemError} when it cannot be opened
-   */
   connectStdin(): void {
     const pipe = this.#stdinPipe;
     if (pipe === undefined) return;
     this.#stdinPipe = undefined;
     try {
       const path = this.#config.stdin;
-      // The read end first: without a reader, a writer that does not wait is refused.
-      const fifo = fds.open(path, fds.O.RDONLY | fds.O.NONBLOCK);
+      const fifo = openFifoToRead(path);
       this.#stream("stdin", fifo, pipe);
+      // After the read end: without a reader, a writer that does not wait is refused.
       if (!this.#stdinClosed) this.#stdinWriter = fds.open(path, fds.O.WRONLY | fds.O.NONBLOCK);
     } catch (error) {
       if (!this.#streams.has("stdin")) fds.close(pipe);
@@ -180,7 +164,7 @@ export class PipeStdio implements ProcessStreams {
       this.#childEnds.push(file);
       return;
     }
-    const fifo = fds.open(path, fds.O.RDWR | fds.O.NONBLOCK);
+    const fifo = openFifoToWrite(path);
     const { read, write } = pipe();
     this.#descriptors[number] = write;
     this.#childEnds.push(write);
@@ -210,4 +194,23 @@ function pathOf(target: string): string {
     Code.INVALID_ARGUMENT,
     `unknown STDIO scheme ${scheme} in ${JSON.stringify(target)}`,
   );
+}
+
+/**
+ * Opens the FIFO of an input; the caller owns the descriptor.
+ *
+ * @throws {SystemError}
+ */
+export function openFifoToRead(path: string): number {
+  return fds.open(path, fds.O.RDONLY | fds.O.NONBLOCK);
+}
+
+/**
+ * Opens the FIFO of an output, both of its ends: a reader that goes away stalls the process. The caller owns the
+ * descriptor.
+ *
+ * @throws {SystemError}
+ */
+export function openFifoToWrite(path: string): number {
+  return fds.open(path, fds.O.RDWR | fds.O.NONBLOCK);
 }

@@ -14,7 +14,7 @@ const TURN_CALLS = 64;
 const PIPE_SIZE = 65_536;
 
 /**
- * Moves bytes from a pipe or FIFO to another until the first is at its end or the second has no reader. It owns both
+ * Moves bytes from a pipe, FIFO or terminal to another, one of them a pipe or FIFO, until the first is at its end or the second has no reader. It owns both
  * descriptors, which must be nonblocking, and closes them then.
  */
 export class Stream {
@@ -79,7 +79,8 @@ export class Stream {
         count = splice(this.#from, this.#to, PIECE);
       } catch (error) {
         this.close();
-        if (error instanceof SystemError && error.errno === Errno.EPIPE) return;
+        // No reader is left, or, of a terminal, no process that has it open: what it had printed has been moved by then.
+        if (error instanceof SystemError && (error.errno === Errno.EPIPE || error.errno === Errno.EIO)) return;
         throw error;
       }
       if (count < 0) return;

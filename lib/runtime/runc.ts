@@ -118,6 +118,13 @@ export class Runc {
     await this.#command(["resume", id]);
   }
 
+  /** `update`: changes the resources of a container. */
+  async update(id: string, resources: Readonly<Record<string, unknown>>): Promise<void> {
+    using input = new MemoryFile("resources");
+    input.write(new TextEncoder().encode(JSON.stringify(resources)));
+    await this.#command(["update", "--resources", "-", id], input.fd);
+  }
+
   /** `ps`: the pids of every process in the container's cgroup. */
   async ps(id: string): Promise<number[]> {
     const output = await this.#command(["ps", "--format", "json", id]);
@@ -154,11 +161,11 @@ export class Runc {
   }
 
   /** Runs a command whose output is its own; gives what it printed on standard output. */
-  async #command(args: string[]): Promise<string> {
+  async #command(args: string[], input: number | null = null): Promise<string> {
     using output = new MemoryFile("runc-output");
     using errors = new MemoryFile("runc-errors");
     const logged = this.#logSize();
-    const status = await this.#run(args, [null, output.fd, errors.fd]);
+    const status = await this.#run(args, [input, output.fd, errors.fd]);
     if (status !== 0) {
       throw this.#failure(args[0]!, status, logged, errors.read());
     }

@@ -103,6 +103,8 @@ export class ShimService {
       ["Resume", method(Empty, Empty, () => this.#created().init.resume())],
       ["Kill", method(v1.KillRequest, Empty, ({ id, signal, all }) => this.#kill(id, signal, all))],
       ["Exec", method(v1.ExecProcessRequest, Empty, (request) => this.#exec(request))],
+      ["ResizePty", method(v1.ResizePtyRequest, Empty, ({ id, width, height }) => this.#resizePty(id, width, height))],
+      ["Update", method(v1.UpdateTaskRequest, Empty, ({ resources }) => this.#update(resources))],
       ["CloseIO", method(v1.CloseIORequest, Empty, ({ id, stdin }) => this.#closeIO(id, stdin))],
       ["ShimInfo", method(Empty, v1.ShimInfoResponse, () => ({ shimPid: Deno.pid }))],
       ["Wait", method(v1.WaitRequest, v1.WaitResponse, ({ id }) => this.#wait(id))],
@@ -142,7 +144,6 @@ export class ShimService {
       throw new StatusError(Code.ALREADY_EXISTS, "this shim has its container already");
     }
     requireId(request.id);
-    refuseTerminal(request.terminal);
     if (request.checkpoint) {
       throw new StatusError(Code.UNIMPLEMENTED, "restoring a checkpoint is not implemented yet");
     }
@@ -229,12 +230,21 @@ export class ShimService {
   async #exec(request: containerd.runtime.linux.shim.v1.ExecProcessRequest): Promise<void> {
     const container = this.#created();
     requireId(request.id);
-    refuseTerminal(request.terminal);
     await container.exec({
       id: request.id,
       stdio: stdioOf(request),
       spec: jsonOf(request.spec, "spec"),
     });
+  }
+
+  #resizePty(id: string, width: number, height: number): void {
+    if (id === "") throw new StatusError(Code.INVALID_ARGUMENT, "id not provided");
+    this.#process(id).resize(width, height);
+  }
+
+  #update(resources: google.protobuf.Any.$Properties | null | undefined): Promise<void> {
+    const { init } = this.#created();
+    return init.update(jsonOf(resources, "resources"));
   }
 
   #closeIO(id: string, stdin: boolean): void {
@@ -322,11 +332,6 @@ function jsonOf(any: google.protobuf.Any.$Properties | null | undefined, what: s
     throw new StatusError(Code.INVALID_ARGUMENT, `the ${what} is not a JSON object`);
   }
   return value as Record<string, unknown>;
-}
-
-/** @throws {StatusError} UNIMPLEMENTED: better no process than one whose terminal is none */
-function refuseTerminal(terminal: boolean): void {
-  if (terminal) throw new StatusError(Code.UNIMPLEMENTED, "terminals are not implemented yet");
 }
 
 /**
