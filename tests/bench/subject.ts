@@ -4,7 +4,7 @@ import * as fds from "../../ffi/fd.ts";
 import { ensureFifo } from "../../ffi/pipe.ts";
 import { Client } from "../../lib/ttrpc/client.ts";
 import { isAlive } from "../e2e/proc.ts";
-import { Shim, type Stdio } from "../e2e/shim.ts";
+import { type Attached, Shim } from "../e2e/shim.ts";
 import { makeSpec } from "../e2e/spec.ts";
 import { pause, within } from "../e2e/until.ts";
 import { type Child, spawn } from "./children.ts";
@@ -17,7 +17,7 @@ const KIB_PER_MIB = 1024;
 
 /** What a container's process has for stdio: the paths, and descriptors of this process that are both ends of each. */
 export interface HeldStdio {
-  readonly paths: Required<Stdio>;
+  readonly paths: Attached["fifos"];
   /** Of stdin, stdout and stderr. */
   readonly descriptors: readonly number[];
 }
@@ -94,7 +94,7 @@ export class Subject extends Shim {
   }
 
   /** FIFOs, of which nobody holds an end. */
-  override fifos(process: string = this.id): Promise<Required<Stdio>> {
+  override fifos(process: string = this.id): Promise<Attached["fifos"]> {
     const [stdin, stdout, stderr] = [0, 1, 2].map((number) => {
       const path = `${this.folder}/${process}-${number}`;
       ensureFifo(path, FIFO_MODE);

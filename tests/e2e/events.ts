@@ -29,6 +29,7 @@ export class EventSink {
   readonly #mode: EventsMode;
   readonly #forwarded: Published[] = [];
   readonly #server: Server;
+  #held: Promise<void> | undefined;
   #listener: Deno.Listener<Deno.UnixConn> | undefined;
 
   constructor(folder: string, mode: EventsMode) {
@@ -59,10 +60,18 @@ export class EventSink {
     for await (const conn of listener) this.#server.serveConnection(conn);
   }
 
-  #forward(payload: Uint8Array): Uint8Array {
+  /** Acknowledges nothing until what it returns is called: a containerd that is slow. */
+  hold(): () => void {
+    const { promise, resolve } = Promise.withResolvers<void>();
+    this.#held = promise;
+    return resolve;
+  }
+
+  async #forward(payload: Uint8Array): Promise<Uint8Array> {
     const { envelope } = ttrpc.ForwardRequest.decode(payload);
     const { namespace, topic, event } = envelope!;
     this.#forwarded.push({ by: "ttrpc", namespace: namespace!, topic: topic!, ...decode(event!) });
+    await this.#held;
     return new Uint8Array();
   }
 

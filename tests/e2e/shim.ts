@@ -101,6 +101,7 @@ export interface Stdio {
   readonly stdin?: string;
   readonly stdout?: string;
   readonly stderr?: string;
+  readonly terminal?: boolean;
 }
 
 type Three<T> = [T, T, T];
@@ -109,7 +110,7 @@ type Three<T> = [T, T, T];
 export interface Attached {
   readonly pid: number;
   /** Their paths. */
-  readonly fifos: Required<Stdio>;
+  readonly fifos: Required<Omit<Stdio, "terminal">>;
   readonly stdout: Reader;
   readonly stderr: Reader;
 }
@@ -286,6 +287,18 @@ export class Shim {
     return new Map(ids.map(([pid, id]) => [pid as number, id as string | undefined]));
   }
 
+  /** Sets the size of a process's terminal, in characters. */
+  async resize(width: number, height: number, id: string = this.id): Promise<void> {
+    await this.call("ResizePty", v1.ResizePtyRequest.encode({ id, width, height }).finish(), EMPTY);
+  }
+
+  /** Changes what the container may use: an OCI LinuxResources. */
+  async update(resources: unknown): Promise<void> {
+    const value = new TextEncoder().encode(JSON.stringify(resources));
+    const type_url = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources";
+    await this.call("Update", v1.UpdateTaskRequest.encode({ resources: { type_url, value } }).finish(), EMPTY);
+  }
+
   async closeStdin(id: string = this.id): Promise<void> {
     await this.call("CloseIO", v1.CloseIORequest.encode({ id, stdin: true }).finish(), EMPTY);
   }
@@ -295,7 +308,7 @@ export class Shim {
   }
 
   /** Makes the FIFOs of a process in the test's folder, and gives their paths. */
-  async fifos(process: string = this.id): Promise<Required<Stdio>> {
+  async fifos(process: string = this.id): Promise<Attached["fifos"]> {
     const [stdin, stdout, stderr] = ["0", "1", "2"].map((each) => `${this.folder}/${process}-${each}`) as Three<string>;
     await must(["mkfifo", stdin, stdout, stderr]);
     this.#fifos.push(stdin, stdout, stderr);
@@ -315,7 +328,7 @@ export class Shim {
   }
 
   /** Opens the output at the same time as the shim does: either may wait for the other. */
-  async #attach(fifos: Required<Stdio>, process: Promise<number>): Promise<Attached> {
+  async #attach(fifos: Attached["fifos"], process: Promise<number>): Promise<Attached> {
     const [pid, stdout, stderr] = await Promise.all([process, this.read(fifos.stdout), this.read(fifos.stderr)]);
     return { pid, fifos, stdout, stderr };
   }

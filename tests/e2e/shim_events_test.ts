@@ -3,6 +3,7 @@
 import { assert, assertEquals } from "@std/assert";
 import { IS_OURS, onlyOurs } from "./env.ts";
 import type { Published } from "./events.ts";
+import { names } from "./leftovers.ts";
 import { seconds, type Shim, withShim } from "./shim.ts";
 import { until } from "./until.ts";
 
@@ -45,6 +46,26 @@ onlyOurs(
         await shim.delete();
         assertEquals(shim.events.published().length, i);
       }
+    }),
+);
+
+onlyOurs(
+  "it forks for each event",
+  "Delete answers only when containerd has taken the exit",
+  () =>
+    withShim({ args: ["true"] }, async (shim) => {
+      const release = shim.events.hold();
+      await shim.run();
+      await shim.wait();
+      await shim.events.exit(shim.id);
+      let answered = false;
+      const deleted = shim.delete().then(() => answered = true);
+      // The runtime has removed the container long before these are through.
+      while (names(`/run/containerd/runc/${shim.namespace}`).length > 0) await shim.shimPid();
+      for (let i = 0; i < 100; i++) await shim.shimPid();
+      assert(!answered);
+      release();
+      await deleted;
     }),
 );
 

@@ -28,6 +28,11 @@ const CONNECT_AS = `
   my $written = syswrite $socket, pack("H*", $request);
   print "refused" and exit if !defined $written && $!{EPIPE};
   my $read = sysread $socket, my $buffer, 1;
+  if (defined $read && !$read) {
+    # It has ended its side only, perhaps: it is closed when there is no more writing to it, not even of nothing.
+    select undef, undef, undef, 0.001 while defined syswrite $socket, "", 0;
+    $read = sysread $socket, $buffer, 1;
+  }
   print defined $read ? ($read ? "answered" : "read, and closed") : $!{ECONNRESET} ? "refused" : "failed: $!";
 `;
 

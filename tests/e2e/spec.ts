@@ -8,17 +8,21 @@ export interface SpecOptions {
   readonly namespaces?: readonly string[];
   /** Where the root filesystem is mounted by Create, instead of the test's folder of busybox. */
   readonly mountedRoot?: boolean;
+  /** Whether the command has a terminal. */
+  readonly terminal?: boolean;
 }
 
 /** A container that runs as root with the capabilities that tests need, in namespaces of its own but for the network's. */
 export function makeSpec(
-  { args = ["sleep", "1000"], namespaces = ["pid", "ipc", "uts", "mount"], mountedRoot = false }: SpecOptions,
+  { args = ["sleep", "1000"], namespaces = ["pid", "ipc", "uts", "mount"], mountedRoot = false, terminal = false }:
+    SpecOptions,
   { cgroup, rootfs }: { readonly cgroup: string; readonly rootfs: string },
 ): unknown {
   const capabilities = ["CAP_KILL", "CAP_DAC_OVERRIDE", "CAP_CHOWN", "CAP_FOWNER", "CAP_SETUID", "CAP_SETGID"];
   return {
     ociVersion: "1.0.2",
     process: {
+      terminal,
       args,
       cwd: "/",
       env: ["PATH=/bin"],
@@ -29,6 +33,12 @@ export function makeSpec(
     mounts: [
       { destination: "/proc", type: "proc", source: "proc" },
       { destination: "/dev", type: "tmpfs", source: "tmpfs", options: ["nosuid", "mode=755"] },
+      {
+        destination: "/dev/pts",
+        type: "devpts",
+        source: "devpts",
+        options: ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"],
+      },
     ],
     linux: { cgroupsPath: cgroup, namespaces: namespaces.map((type) => ({ type })) },
   };
