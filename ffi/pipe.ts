@@ -8,6 +8,7 @@ const c = libc({
   splice: [["i32", "pointer", "i32", "pointer", "usize", "u32"], "i32"],
   mkfifo: [["buffer", "u32"], "i32"],
   fcntl: [["i32", "i32", "i32"], "i32"],
+  ioctl: [["i32", "u64", "buffer"], "i32"],
   fchown: [["i32", "u32", "u32"], "i32"],
 });
 
@@ -16,6 +17,8 @@ const SPLICE_F_MOVE = 1;
 const SPLICE_F_NONBLOCK = 2;
 /** fcntl(2) */
 const F_SETPIPE_SZ = 1031;
+/** ioctl(2), asm-generic/ioctls.h */
+const FIONREAD = 0x541bn;
 
 /** Both ends of a pipe. */
 export interface Pipe {
@@ -74,6 +77,17 @@ export function ensureFifo(path: string, mode: number): void {
 /** Asks for a pipe of `size` bytes; it stays as it is when the system does not grant that (pipe(7), pipe-user-pages-soft). */
 export function growPipe(fd: number, size: number): boolean {
   return c().fcntl(fd, F_SETPIPE_SZ, size) !== -1;
+}
+
+/**
+ * How many bytes are in a pipe that nobody has read yet.
+ *
+ * @throws {SystemError}
+ */
+export function unreadBytes(fd: number): number {
+  const count = new Int32Array(1);
+  check(c().ioctl(fd, FIONREAD, new Uint8Array(count.buffer)), "ioctl FIONREAD of descriptor", fd);
+  return count[0]!;
 }
 
 /**

@@ -1,7 +1,7 @@
 /** The shim: puts the parts together and runs them. The only place that knows all of them. */
 
 import { O, open, write } from "../ffi/fd.ts";
-import { ensureFifo } from "../ffi/pipe.ts";
+import { ensureFifo, unreadBytes } from "../ffi/pipe.ts";
 import { Poller } from "../ffi/poll.ts";
 import { becomeSubreaper, closeOnExecFrom } from "../ffi/process.ts";
 import { Signal } from "../ffi/signals.ts";
@@ -9,6 +9,7 @@ import { Listener, ownCredentials } from "../ffi/socket.ts";
 import { after } from "../ffi/timer.ts";
 import { sleep, type Timer, within } from "./async.ts";
 import type { Options } from "./cli.ts";
+import { describe } from "./dump.ts";
 import { messageOf } from "./errors.ts";
 import { publisher } from "./events/publish.ts";
 import { EventQueue } from "./events/queue.ts";
@@ -24,6 +25,9 @@ const INHERITED_SOCKET = 3;
 const ADDRESS_LIMIT = 106;
 /** Mode of the log FIFOs. */
 const LOG_MODE = 0o700;
+/** How long a reader of the log has to take a dump before it is also written to a file of the bundle, in ms. */
+const DUMP_DELAY_MS = 200;
+const DUMP_FILE = "shim.dump.log";
 /** How long nothing is accepted after a failure, in ms. */
 const ACCEPT_DELAY_MS = 100;
 /** How long the end waits for calls that are being answered, in ms. */
@@ -37,7 +41,7 @@ const SHUTDOWN_TIMEOUT_MS = 10_000;
  */
 export async function run(options: Options): Promise<number> {
   const cwd = Deno.cwd();
-  const log = openLogs(options, cwd);
+  const { log, logFifo } = openLogs(options, cwd);
   if (options.namespace === "") throw new Error("shim namespace cannot be empty");
   surviveErrors(log);
   becomeSubreaper();
@@ -53,6 +57,12 @@ export async function run(options: Options): Promise<number> {
       case Signal.SIGTERM:
       case Signal.SIGINT:
         return ended.resolve();
+      case Signal.SIGUSR1:
+        return dump();
+      case Signal.SIGPIPE:
+        return;
+      default:
+        return log.debug("signal ignored", { signal });
     }
   };
   if (unblocked.length === 0) {
@@ -84,6 +94,14 @@ export async function run(options: Options): Promise<number> {
   const server = new Server(service.services, {
     onError: (error, call) => log.error("call failed", { method: call?.method, error }),
   });
+  const dump = () => {
+    const text = describe({ calls: server.inFlight, processes: service.processes, events, poller });
+    for (const line of text) log.info(line);
+    timer(DUMP_DELAY_MS, () => {
+      // What is still there has no reader: it would be lost with this process.
+      if (unreadBytes(logFifo) > 0) Deno.writeTextFileSync(`${cwd}/${DUMP_FILE}`, text.join("\n") + "\n");
+    });
+  };
   const listener = listen(options.socket);
   log.debug("serving api on unix socket", { socket: options.socket || "[inherited from parent]" });
   accept(listener, server, events, timer, log);
@@ -168,7 +186,7 @@ function surviveErrors(log: Logger): void {
  *
  * @throws {SystemError}
  */
-function openLogs(options: Options, cwd: string): Logger {
+function openLogs(options: Options, cwd: string): { readonly log: Logger; readonly logFifo: number } {
   const folder = options.workdir || cwd;
   const [stdout] = ["stdout", "stderr"].map((name) => {
     const path = `${folder}/shim.${name}.log`;
@@ -176,10 +194,11 @@ function openLogs(options: Options, cwd: string): Logger {
     return open(path, O.RDWR | O.NONBLOCK);
   });
   const encoder = new TextEncoder();
-  return openLog({
+  const log = openLog({
     // A FIFO that is full, because nobody reads it, refuses the line: it is lost, and nothing waits.
     write: (line) => void write(stdout!, encoder.encode(line)),
     debug: options.debug,
     fields: { pid: Deno.pid, path: cwd, namespace: options.namespace },
   });
+  return { log, logFifo: stdout! };
 }

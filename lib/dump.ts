@@ -1,0 +1,38 @@
+/** What the shim is doing right now, for whoever has to find out why it does not do something else. */
+
+import { describe as describeDescriptor } from "../ffi/fd.ts";
+import type { Poller } from "../ffi/poll.ts";
+import type { Process } from "./container/process.ts";
+import type { EventQueue } from "./events/queue.ts";
+import type { Call } from "./ttrpc/server.ts";
+
+/** What there is to describe. */
+export interface Subjects {
+  readonly calls: Iterable<Call>;
+  readonly processes: Iterable<Process>;
+  readonly events: EventQueue;
+  readonly poller: Poller;
+}
+
+/** Calls in flight with their age, processes and their states, bytes moved, descriptors, memory, uptime: a line each. */
+export function describe({ calls, processes, events, poller }: Subjects): string[] {
+  const now = performance.now();
+  const { rss, heapUsed, external } = Deno.memoryUsage();
+  const lines = ["=== BEGIN dump ===", `up for ${seconds(now)}, ${events.size} events to deliver`];
+  for (const { method, startedAt } of calls) lines.push(`call ${method} in flight for ${seconds(now - startedAt)}`);
+  for (const process of processes) {
+    const { id, pid, state, exit } = process;
+    const moved = Object.entries(process.moved).map(([name, bytes]) => ` ${name} ${bytes} bytes`).join("");
+    lines.push(`process ${id} pid ${pid} ${state}${exit ? ` with status ${exit.status}` : ""}${moved}`);
+  }
+  lines.push(`memory: ${rss} bytes resident, ${heapUsed} in the heap, ${external} outside of it`);
+  const numbers = Array.from(Deno.readDirSync("/proc/self/fd"), ({ name }) => Number(name)).sort((a, b) => a - b);
+  lines.push(`${numbers.length} descriptors, ${poller.size} watched`);
+  for (const number of numbers) lines.push(`descriptor ${number} ${describeDescriptor(number) ?? "closed"}`);
+  lines.push("=== END dump ===");
+  return lines;
+}
+
+function seconds(ms: number): string {
+  return `${(ms / 1000).toFixed(3)} s`;
+}

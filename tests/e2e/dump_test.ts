@@ -1,0 +1,58 @@
+/** SIGUSR1: what the shim is doing, in its log, and in the bundle when nobody reads the log. */
+
+import { assertEquals, assertMatch } from "@std/assert";
+import { onlyOursInEachForm } from "./env.ts";
+import { type Shim, withShim } from "./shim.ts";
+import { until } from "./until.ts";
+
+/** Fails unless this tells of a running container that somebody waits for. */
+function assertDump(text: string, shim: Shim, pid: number): void {
+  assertMatch(text, /BEGIN dump/);
+  assertMatch(text, /call Wait in flight for \d+\.\d{3} s/);
+  assertMatch(text, new RegExp(`process ${shim.id} pid ${pid} running`));
+  assertMatch(text, /memory: \d+ bytes resident/);
+  assertMatch(text, /descriptor \d+ .*shim\.stdout\.log/);
+  assertMatch(text, /END dump/);
+}
+
+/** Reads the log until the end of a dump. */
+async function dumpIn(log: Deno.FsFile): Promise<string> {
+  const buffer = new Uint8Array(65_536);
+  let text = "";
+  while (!text.includes("END dump")) {
+    text += new TextDecoder().decode(buffer.subarray(0, await log.read(buffer) ?? 0));
+  }
+  return text;
+}
+
+onlyOursInEachForm(
+  "it prints the stacks of its goroutines",
+  "SIGUSR1 has the shim say what it is doing, where somebody reads it",
+  (form) =>
+    withShim({ shim: form }, async (shim) => {
+      const pid = await shim.run();
+      const ended = shim.wait();
+      const dump = `${shim.bundle}/shim.dump.log`;
+
+      shim.signal("SIGUSR1");
+      const text = await until("the dump is in the bundle", () => {
+        try {
+          return Deno.readTextFileSync(dump) || undefined;
+        } catch {
+          return undefined;
+        }
+      });
+      assertDump(text, shim, pid);
+
+      Deno.removeSync(dump);
+      using log = await Deno.open(`${shim.workdir}/shim.stdout.log`, { read: true, write: true });
+      assertDump(await dumpIn(log), shim, pid);
+      shim.signal("SIGUSR1");
+      assertDump(await dumpIn(log), shim, pid);
+
+      shim.signal("SIGPIPE");
+      await shim.kill(9);
+      assertEquals((await ended).status, 137);
+      await shim.delete();
+    }),
+);
