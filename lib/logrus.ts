@@ -1,7 +1,25 @@
 /** Lines as logrus writes them, by LogTape. Loaded when there is something to write: see log.ts. */
 
 import { configureSync, getLogger, type LogRecord } from "@logtape/logtape";
-import { AT, type Fields, type Logger, type LogOptions } from "./log.ts";
+
+/** How grave a line is, by logrus's names. */
+export type Level = "debug" | "info" | "warning" | "error";
+
+/** What a line says besides its message, by key. */
+export type Fields = Readonly<Record<string, unknown>>;
+
+/** Options of {@link logrus}. */
+export interface LineOptions {
+  /** Takes one line with its newline, at once: what cannot be written now is lost. */
+  readonly write: (line: string) => void;
+  /** Whether lines of level debug are written. */
+  readonly debug: boolean;
+  /** What every line has. */
+  readonly fields: Fields;
+}
+
+/** Writes a line about what happened at `at`, in ms since the epoch. */
+export type WriteLine = (level: Level, at: number, message: string, fields?: Fields) => void;
 
 /** LogTape's levels, and logrus's names for them. */
 const LEVELS = {
@@ -13,8 +31,12 @@ const LEVELS = {
   fatal: "fatal",
 } as const satisfies Record<LogRecord["level"], string>;
 
-/** A logger over LogTape that writes logrus's text format. LogTape has one configuration for the whole process: this one. */
-export function logrus(options: LogOptions): Logger {
+/** Names of a record's properties that are no field of the line. */
+const MESSAGE = "\0message";
+const AT = "\0at";
+
+/** Lines in logrus's text format, by LogTape, which has one configuration for the whole process: this one. */
+export function logrus(options: LineOptions): WriteLine {
   configureSync({
     sinks: { fifo: (record) => options.write(format(record)) },
     loggers: [
@@ -28,25 +50,14 @@ export function logrus(options: LogOptions): Logger {
     reset: true,
   });
   const logger = getLogger("shim").with(options.fields);
-  // An object, not a template: what a message has in braces is part of it.
-  const properties = (message: string, fields?: Fields) => ({
-    ...fields,
-    [MESSAGE]: message,
-  });
-  return {
-    debug: (message, fields) => logger.debug("", properties(message, fields)),
-    info: (message, fields) => logger.info("", properties(message, fields)),
-    warn: (message, fields) => logger.warn("", properties(message, fields)),
-    error: (message, fields) => logger.error("", properties(message, fields)),
-  };
+  // Properties, not a template: what a message has in braces is part of it.
+  return (level, at, message, fields) => logger[level]("", { ...fields, [MESSAGE]: message, [AT]: at });
 }
-
-const MESSAGE = "\0message";
 
 /** One line of logrus's TextFormatter: time, level, message, and the other fields by name. */
 function format(record: LogRecord): string {
   const { [MESSAGE]: message, [AT]: at, ...fields } = record.properties;
-  const time = new Date(typeof at === "number" ? at : record.timestamp);
+  const time = new Date(at as number);
   let line = `time=${quote(time.toISOString())} level=${LEVELS[record.level]} msg=${quote(String(message))}`;
   for (const key of Object.keys(fields).sort()) {
     line += ` ${key}=${value(fields[key])}`;

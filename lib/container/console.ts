@@ -4,9 +4,9 @@ import * as fds from "../../ffi/fd.ts";
 import { listenForDescriptors, receiveDescriptor } from "../../ffi/fd_passing.ts";
 import { setWindowSize } from "../../ffi/pty.ts";
 import type { ProcessStdio } from "../runtime/runc.ts";
-import { openFifoToRead, openFifoToWrite, type StdioConfig, type StdioOptions } from "./stdio.ts";
+import { openFifoToRead, openFifoToWrite } from "./stdio.ts";
 import { Stream } from "./stream.ts";
-import type { ProcessStreams } from "./streams.ts";
+import type { ProcessStreams, StdioConfig, StdioOptions } from "./streams.ts";
 
 /** A terminal between a process and the FIFOs that containerd has made for it. */
 export class ConsoleStdio implements ProcessStreams {

@@ -1,10 +1,10 @@
 /** A container: its init process, and the processes that were added to it. */
 
 import { Code, StatusError } from "../ttrpc/status.ts";
-import type { Context, ExitListener } from "./context.ts";
+import type { Context } from "./context.ts";
 import { Exec, type ExecConfig } from "./exec.ts";
 import { Init, type InitConfig } from "./init.ts";
-import type { Process } from "./process.ts";
+import type { ExitListener, Process } from "./process.ts";
 import { type Mount, mountAll, unmountAll } from "./rootfs.ts";
 import type { Runc } from "../runtime/runc.ts";
 

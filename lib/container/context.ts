@@ -4,7 +4,6 @@ import type { Poller } from "../../ffi/poll.ts";
 import type { Timer } from "../async.ts";
 import type { Logger } from "../log.ts";
 import type { Reaper } from "../reaper.ts";
-import type { Process, ProcessExit } from "./process.ts";
 
 /** What is shared by all containers of a process; it outlives each of them. */
 export interface Context {
@@ -13,6 +12,3 @@ export interface Context {
   readonly timer: Timer;
   readonly log: Logger;
 }
-
-/** Told that a process of a container has ended, after its state says so. */
-export type ExitListener = (process: Process, exit: ProcessExit) => void;

@@ -4,13 +4,12 @@ import { kill } from "../../ffi/process.ts";
 import { Errno, SystemError } from "../../ffi/libc.ts";
 import { Code, StatusError } from "../ttrpc/status.ts";
 import { readPidFile } from "./bundle.ts";
-import type { Context, ExitListener } from "./context.ts";
+import type { Context } from "./context.ts";
 import type { Init } from "./init.ts";
-import { Process } from "./process.ts";
+import { type ExitListener, Process } from "./process.ts";
 import { killError, runtimeError } from "./runtime_errors.ts";
 import { EXEC, type State, StateMachine } from "./state.ts";
-import type { StdioConfig } from "./stdio.ts";
-import { openStreams } from "./streams.ts";
+import type { StdioConfig } from "./streams.ts";
 
 /** What an exec process is made from. */
 export interface ExecConfig {
@@ -51,13 +50,12 @@ export class Exec extends Process {
   }
 
   async #start(): Promise<void> {
-    const { poller, reaper } = this.context;
-    const { bundle, ioUid: uid, ioGid: gid } = this.#init.config;
+    const { reaper } = this.context;
+    const { bundle, ioUid, ioGid } = this.#init.config;
     const process = `${bundle}/${this.id}.process.json`;
     using _hold = reaper.hold();
     try {
-      const streams = openStreams(this.stdio, { poller, uid, gid });
-      this.streams = streams;
+      const streams = this.openStreams(ioUid, ioGid);
       try {
         Deno.writeTextFileSync(
           process,

@@ -7,13 +7,12 @@ import type { Exit } from "../reaper.ts";
 import type { Runc } from "../runtime/runc.ts";
 import { Code, StatusError } from "../ttrpc/status.ts";
 import { ownsPidNamespace, readPidFile } from "./bundle.ts";
-import type { Context, ExitListener } from "./context.ts";
-import { Process } from "./process.ts";
+import type { Context } from "./context.ts";
+import { type ExitListener, Process } from "./process.ts";
 import { unmountAll } from "./rootfs.ts";
 import { killError, runtimeError } from "./runtime_errors.ts";
 import { INIT, StateMachine } from "./state.ts";
-import type { StdioConfig } from "./stdio.ts";
-import { openStreams } from "./streams.ts";
+import type { StdioConfig } from "./streams.ts";
 
 /** What an init process is created from. */
 export interface InitConfig {
@@ -78,9 +77,8 @@ export class Init extends Process {
    * @throws {StatusError} with the runtime's own last message
    */
   async create(): Promise<void> {
-    const { id, bundle, stdio, ioUid: uid, ioGid: gid } = this.#config;
-    const streams = openStreams(stdio, { poller: this.context.poller, uid, gid });
-    this.streams = streams;
+    const { id, bundle, ioUid, ioGid } = this.#config;
+    const streams = this.openStreams(ioUid, ioGid);
     const pidFile = `${bundle}/${PID_FILE}`;
     using _hold = this.context.reaper.hold();
     let exists = false;

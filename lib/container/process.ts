@@ -3,16 +3,20 @@
 import type { Exit } from "../reaper.ts";
 import { Code, StatusError } from "../ttrpc/status.ts";
 import { within } from "../async.ts";
+import { ConsoleStdio } from "./console.ts";
 import type { Context } from "./context.ts";
 import type { Action, State, StateMachine } from "./state.ts";
-import type { StdioConfig } from "./stdio.ts";
-import type { ProcessStreams } from "./streams.ts";
+import { PipeStdio } from "./stdio.ts";
+import type { ProcessStreams, StdioConfig } from "./streams.ts";
 
 /** How long the end of a process's output is waited for before it is closed, in ms. */
 const DRAIN_TIMEOUT_MS = 2000;
 
 /** How a process ended. */
 export type ProcessExit = Pick<Exit, "status" | "at">;
+
+/** Told that a process of a container has ended, after its state says so. */
+export type ExitListener = (process: Process, exit: ProcessExit) => void;
 
 /** A process of a container. */
 export abstract class Process {
@@ -95,6 +99,19 @@ export abstract class Process {
   resize(columns: number, rows: number): void {
     this.machine.require("resize");
     this.streams?.resize(columns, rows);
+  }
+
+  /**
+   * Opens the streams that it is to be started with; `uid` and `gid` own what it may want to open again.
+   *
+   * @throws {SystemError} when one cannot be opened
+   * @throws {StatusError} INVALID_ARGUMENT for a scheme that is not known
+   */
+  protected openStreams(uid: number, gid: number): ProcessStreams {
+    const options = { poller: this.context.poller, uid, gid };
+    const streams = this.stdio.terminal ? ConsoleStdio.open(this.stdio, options) : PipeStdio.open(this.stdio, options);
+    this.streams = streams;
+    return streams;
   }
 
   /** Waits for its output to be passed on, but not for long: something else may hold it open. */

@@ -2,27 +2,10 @@
 
 import * as fds from "../../ffi/fd.ts";
 import { changeOwner, pipe } from "../../ffi/pipe.ts";
-import type { Poller } from "../../ffi/poll.ts";
 import type { ProcessDescriptors } from "../runtime/runc.ts";
 import { Code, StatusError } from "../ttrpc/status.ts";
 import { Stream } from "./stream.ts";
-import type { ProcessStreams } from "./streams.ts";
-
-/** Where a process's streams go, as containerd says it: a path or a URI each, empty for none. */
-export interface StdioConfig {
-  readonly stdin: string;
-  readonly stdout: string;
-  readonly stderr: string;
-  readonly terminal: boolean;
-}
-
-/** What streams need of their process. */
-export interface StdioOptions {
-  readonly poller: Poller;
-  /** Who owns the pipes, so that a process that is not root can open /dev/stdout again. */
-  readonly uid: number;
-  readonly gid: number;
-}
+import type { ProcessStreams, StdioConfig, StdioOptions } from "./streams.ts";
 
 type OutputName = "stdout" | "stderr";
 

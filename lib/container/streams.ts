@@ -1,9 +1,23 @@
 /** The standard streams of a process, with a terminal or without. */
 
+import type { Poller } from "../../ffi/poll.ts";
 import type { ProcessStdio } from "../runtime/runc.ts";
-import { ConsoleStdio } from "./console.ts";
-import { PipeStdio } from "./stdio.ts";
-import type { StdioConfig, StdioOptions } from "./stdio.ts";
+
+/** Where a process's streams go, as containerd says it: a path or a URI each, empty for none. */
+export interface StdioConfig {
+  readonly stdin: string;
+  readonly stdout: string;
+  readonly stderr: string;
+  readonly terminal: boolean;
+}
+
+/** What streams need of their process. */
+export interface StdioOptions {
+  readonly poller: Poller;
+  /** Who owns the pipes, so that a process that is not root can open /dev/stdout again. */
+  readonly uid: number;
+  readonly gid: number;
+}
 
 /** What the streams of a process have in common. Disposing of them closes what is still open. */
 export interface ProcessStreams extends Disposable {
@@ -33,14 +47,4 @@ export interface ProcessStreams extends Disposable {
   resize(columns: number, rows: number): void;
   /** Bytes moved so far, by stream. */
   readonly moved: Readonly<Record<string, number>>;
-}
-
-/**
- * Opens the streams that a process is to be started with.
- *
- * @throws {SystemError} when one cannot be opened
- * @throws {StatusError} INVALID_ARGUMENT for a scheme that is not known
- */
-export function openStreams(config: StdioConfig, options: StdioOptions): ProcessStreams {
-  return config.terminal ? ConsoleStdio.open(config, options) : PipeStdio.open(config, options);
 }

@@ -32,6 +32,10 @@ onlyOursInEachForm(
     withShim({ shim: form }, async (shim) => {
       const pid = await shim.run();
       const ended = shim.wait();
+      // Where the test fails before it comes to that, this is not what failed.
+      ended.catch(() => {});
+      // On the same connection: when this is answered, the Wait has been read.
+      await shim.shimPid();
       const dump = `${shim.bundle}/shim.dump.log`;
 
       shim.signal("SIGUSR1");

@@ -427,7 +427,9 @@ export function seconds(timestamp: { seconds?: number | null; nanos?: number | n
 export async function assertStatus(call: Promise<unknown>, code: Code, message: string | RegExp): Promise<void> {
   const error = await assertRejects(() => call, StatusError);
   // Go's messages end with the kind of error, which the code says already.
-  const actual = IS_OURS ? error.message : error.message.replace(/: (not found|failed precondition|unknown)$/, "");
+  const actual = IS_OURS
+    ? error.message
+    : error.message.replace(/: (not found|failed precondition|invalid argument|already exists|unknown)$/, "");
   const matches = typeof message === "string" ? actual === message : message.test(actual);
   assertEquals({ code: error.code, message: matches ? message : actual }, { code, message });
 }
