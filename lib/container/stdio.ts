@@ -51,9 +51,9 @@ export class PipeStdio implements ProcessStreams {
       if (config.stdout !== "") {
         stdio.#openOutput(1, "stdout", config.stdout);
       }
-      if (config.stderr !== "") {
-        stdio.#openOutput(2, "stderr", config.stderr);
-      }
+      // A log file is for both.
+      const stderr = config.stderr || (schemeOf(config.stdout) === FILE_SCHEME ? config.stdout : "");
+      if (stderr !== "") stdio.#openOutput(2, "stderr", stderr);
       return stdio;
     } catch (error) {
       stdio[Symbol.dispose]();
@@ -167,16 +167,33 @@ export class PipeStdio implements ProcessStreams {
   }
 }
 
+/** Modes of a log file that `file://` asks for, and of the folders that lead to it. */
+const FILE_MODE = 0o644;
+const FOLDER_MODE = 0o755;
+
 /**
+ * The path that an output goes to; the file of a `file://` is made, with its folders, if it is not there.
+ *
+ * @throws {SystemError | Error} when it cannot be made
  * @throws {StatusError} INVALID_ARGUMENT for a scheme that is not known
  */
 function pathOf(target: string): string {
-  const scheme = /^([A-Za-z][A-Za-z0-9+.-]*):/.exec(target)?.[1];
+  const scheme = schemeOf(target);
   if (scheme === undefined) return target;
-  throw new StatusError(
-    Code.INVALID_ARGUMENT,
-    `unknown STDIO scheme ${scheme} in ${JSON.stringify(target)}`,
-  );
+  if (scheme !== FILE_SCHEME) {
+    throw new StatusError(Code.INVALID_ARGUMENT, `unknown STDIO scheme ${scheme} in ${JSON.stringify(target)}`);
+  }
+  const path = decodeURIComponent(new URL(target).pathname);
+  Deno.mkdirSync(path.slice(0, path.lastIndexOf("/")) || "/", { recursive: true, mode: FOLDER_MODE });
+  fds.close(fds.open(path, fds.O.WRONLY | fds.O.APPEND | fds.O.CREAT | fds.O.NOCTTY, FILE_MODE));
+  return path;
+}
+
+const FILE_SCHEME = "file";
+
+/** The scheme of a URI; undefined for a path. */
+function schemeOf(target: string): string | undefined {
+  return /^([A-Za-z][A-Za-z0-9+.-]*):/.exec(target)?.[1];
 }
 
 /**

@@ -146,3 +146,24 @@ onlyOurs(
       await until("they are closed", () => descriptorsOf(shim.pid).size <= before);
     }),
 );
+
+Deno.test("file:// makes the file with its folders, and appends stdout and stderr to it", () =>
+  withShim({ args: BOTH }, async (shim) => {
+    const path = `${shim.folder}/logs/a b/c.log`;
+    const uri = `file://${encodeURI(path)}`;
+    await shim.run({ stdout: uri, stderr: uri });
+    await expectStatus(shim, 4);
+    assertEquals((await Deno.readTextFile(path)).split("\n").sort(), ["", "err", "out"]);
+    await shim.run({ stdout: uri, stderr: uri });
+    await expectStatus(shim, 4);
+    assertEquals((await Deno.readTextFile(path)).split("\n").sort(), ["", "err", "err", "out", "out"]);
+  }));
+
+Deno.test("a plain file is appended to", () =>
+  withShim({ args: BOTH }, async (shim) => {
+    const path = `${shim.folder}/plain.log`;
+    await Deno.writeTextFile(path, "before\n");
+    await shim.run({ stdout: path, stderr: path });
+    await expectStatus(shim, 4);
+    assertEquals((await Deno.readTextFile(path)).split("\n").sort(), ["", "before", "err", "out"]);
+  }));
