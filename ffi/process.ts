@@ -8,6 +8,8 @@ const c = libc({
   prctl: [["i32", "u64", "u64", "u64", "u64"], "i32"],
   wait4: [["i32", "buffer", "i32", "pointer"], "i32"],
   kill: [["i32", "i32"], "i32"],
+  getrlimit: [["i32", "buffer"], "i32"],
+  setrlimit: [["i32", "buffer"], "i32"],
   syscall: [["i32", "u32", "u32", "u32"], "i32"],
 });
 
@@ -33,6 +35,10 @@ const spawning = libc({
 
 /** prctl(2), from linux/prctl.h. */
 const PR_SET_CHILD_SUBREAPER = 36;
+/** getrlimit(2), from asm-generic/resource.h */
+const RLIMIT_NOFILE = 7;
+/** Where the executable's entry says what the soft limit was: lib/standalone/entry.c. */
+const LIMIT_VARIABLE = "CONTAINERD_SHIM_NOFILE";
 /** wait(2) */
 const WNOHANG = 1;
 /** close_range(2): its number on every architecture, and its flag. */
@@ -58,6 +64,22 @@ export function becomeSubreaper(): void {
 export function closeOnExecFrom(least: number): void {
   // Linux before 5.11 has no such call; what we open ourselves is close-on-exec from the start.
   c().syscall(SYS_CLOSE_RANGE, least, 0xffff_ffff, CLOSE_RANGE_CLOEXEC);
+}
+
+/**
+ * Sets the soft limit of open files back to what this process was started with, for its children's sake: Deno raises it at
+ * start. Nothing, where that is not known.
+ *
+ * @throws {SystemError}
+ */
+export function restoreOpenFilesLimit(): void {
+  const soft = Deno.env.get(LIMIT_VARIABLE);
+  if (soft === undefined || !/^[1-9]\d*$/.test(soft)) return;
+  const limit = new BigUint64Array(2);
+  const bytes = new Uint8Array(limit.buffer);
+  check(c().getrlimit(RLIMIT_NOFILE, bytes), "getrlimit");
+  limit[0] = BigInt(soft);
+  check(c().setrlimit(RLIMIT_NOFILE, bytes), "setrlimit");
 }
 
 /** A child that has ended and been reaped. */

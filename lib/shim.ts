@@ -3,7 +3,7 @@
 import { O, open, write } from "../ffi/fd.ts";
 import { ensureFifo, unreadBytes } from "../ffi/pipe.ts";
 import { Poller } from "../ffi/poll.ts";
-import { becomeSubreaper, closeOnExecFrom } from "../ffi/process.ts";
+import { becomeSubreaper, closeOnExecFrom, restoreOpenFilesLimit } from "../ffi/process.ts";
 import { Signal } from "../ffi/signals.ts";
 import { Listener, ownCredentials } from "../ffi/socket.ts";
 import { after } from "../ffi/timer.ts";
@@ -45,6 +45,7 @@ export async function run(options: Options): Promise<number> {
   if (options.namespace === "") throw new Error("shim namespace cannot be empty");
   surviveErrors(log);
   becomeSubreaper();
+  restoreOpenFilesLimit();
   const unblocked = await blockEverywhere();
   const poller = await Poller.open((error) => log.error("a descriptor's handler failed", { error }));
   const timer = (ms: number, callback: () => void) => after(poller, ms, callback);

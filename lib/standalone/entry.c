@@ -7,6 +7,7 @@
  * the executable. Layouts are from elf(5), getauxval(3) and the System V ABI, AMD64 supplement (3.4.1, Process Initialization).
  */
 #include <asm/errno.h>
+#include <asm/resource.h>
 #include <asm/signal.h>
 #include <asm/unistd.h>
 #include <elf.h>
@@ -108,6 +109,26 @@ static void block_signals(void) {
   syscall6(__NR_rt_sigprocmask, SIG_BLOCK, (long)&set, 0, sizeof set, 0, 0);
 }
 
+/*
+ * The soft limit of open files (getrlimit(2)) as the caller has set it. Deno raises its own to the hard limit before the
+ * program's first line, and every child would inherit that; the program puts it back: ffi/process.ts reads this variable.
+ */
+static const char LIMIT[] = "CONTAINERD_SHIM_NOFILE=";
+enum { LIMIT_SIZE = sizeof LIMIT + 20 }; /* 2^64 has 20 digits */
+
+static void describe_limit(char *out) {
+  uint64_t limit[2] = {0, 0}; /* struct rlimit: soft, hard */
+  syscall6(__NR_prlimit64, 0, RLIMIT_NOFILE, 0, (long)limit, 0, 0);
+  const char *name = LIMIT;
+  while (*name) *out++ = *name++;
+  char digits[20];
+  size_t count = 0;
+  do digits[count++] = (char)('0' + limit[0] % 10);
+  while (limit[0] /= 10);
+  while (count) *out++ = digits[--count];
+  *out = 0;
+}
+
 struct loaded {
   uintptr_t base;
   uintptr_t entry;
@@ -193,7 +214,9 @@ __attribute__((noreturn, used)) static void enter(const uintptr_t *stack) {
   }
   aux_words += 2;
 
-  const size_t words = 1 + header.arguments + argc + 1 + header.added + envc + 1 + aux_words + phnum * PHDR_WORDS;
+  const size_t words = 1 + header.arguments + argc + 1 + header.added + 1 + envc + 1 + aux_words + phnum * PHDR_WORDS;
+  char *const limit = __builtin_alloca(LIMIT_SIZE);
+  describe_limit(limit);
   uintptr_t *const frame = __builtin_alloca_with_align(words * sizeof *frame, 128); /* 16 bytes, as the ABI has it */
   Elf64_Phdr *const copies = (Elf64_Phdr *)(frame + words - phnum * PHDR_WORDS);
   const uintptr_t base = (uintptr_t)&header - header.address;
@@ -224,6 +247,7 @@ __attribute__((noreturn, used)) static void enter(const uintptr_t *stack) {
   const char *const prefixes = string;
   for (size_t i = 0; i < header.dropped; i++) string = next_string(string);
   for (size_t i = 0; i < header.added; i++, string = next_string(string)) *out++ = (uintptr_t)string;
+  *out++ = (uintptr_t)limit;
   for (size_t i = 0; i < envc; i++) {
     const char *prefix = prefixes;
     size_t left = header.dropped;

@@ -1,7 +1,7 @@
 /** How the shim runs the OCI runtime. */
 
 import { assert, assertEquals, assertMatch } from "@std/assert";
-import { onlyOursInEachForm } from "./env.ts";
+import { onlyOurs, onlyOursInEachForm, OUR_EXECUTABLE } from "./env.ts";
 import { withShim } from "./shim.ts";
 
 /** crun refuses a machine with cgroups of both versions: it is shown one of version 2 alone. */
@@ -70,4 +70,27 @@ onlyOursInEachForm(
       assert(create![0]!.includes(` --bundle ${shim.bundle} `), create![0]);
       assert(create![0]!.includes(` --pid-file ${shim.bundle}/init.pid `), create![0]);
     }),
+);
+
+onlyOurs(
+  "its Go raises the limit for good",
+  "the runtime has the limit of open files that the shim was started with, not what Deno makes of it",
+  async () => {
+    const limited = await Deno.makeTempFile();
+    using cleanup = new DisposableStack();
+    cleanup.defer(() => Deno.removeSync(limited));
+    await Deno.writeTextFile(limited, `#!/bin/sh\nulimit -S -n 777\nexec '${OUR_EXECUTABLE}' "$@"\n`);
+    await Deno.chmod(limited, 0o755);
+    await withShim({ shim: { name: "limited", path: limited } }, async (shim) => {
+      // runc is written in Go, and raises its own: what it is started with is what counts.
+      const runtime = `${shim.folder}/limit-runc`;
+      const script = `#!/bin/sh\nulimit -S -n >>'${shim.folder}/limits'\nexec runc "$@"\n`;
+      await Deno.writeTextFile(runtime, script, { mode: 0o755 });
+      await shim.run({}, { runtime });
+      assertEquals(await Deno.readTextFile(`${shim.folder}/limits`), "777\n777\n");
+      await shim.kill(9);
+      await shim.wait();
+      await shim.delete();
+    });
+  },
 );

@@ -8,7 +8,13 @@ const GIVEN = {
   DENO_NO_UPDATE_CHECK: "1",
   DENO_DISABLE_NODE_SHIM: "1",
   HOME: "/proc",
+  CONTAINERD_SHIM_NOFILE: softLimitOfOpenFiles(),
 };
+
+/** The soft limit of open files that our children start with. */
+function softLimitOfOpenFiles(): string {
+  return /^Max open files\s+(\d+)/m.exec(Deno.readTextFileSync("/proc/self/limits"))![1]!;
+}
 
 /** SIGINT, SIGUSR1, SIGPIPE, SIGTERM and SIGCHLD as /proc shows a mask. */
 const BLOCKED = 0x15202n;
