@@ -35,28 +35,26 @@ $(API) &: $(PROTOS) $(PBJS)
 bin/containerd-shim: $(SOURCES) $(API) $(DENO)
 	@command -v gcc >/dev/null && command -v objcopy >/dev/null || \
 		{ apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends gcc libc6-dev; }
-	$(DENO) run -A lib/standalone/make.ts
+	$(DENO) task build
 
 check: $(API) $(DENO)
-	$(DENO) fmt --check
-	$(DENO) lint
-	$(DENO) check main.ts lib/standalone/make.ts tests
+	$(DENO) task check
 
 test: bin/containerd-shim check
 	sh tests/setup.sh
-	$(DENO) run -A tests/run.ts
+	$(DENO) task test
 
 demo: bin/containerd-shim
 	sh tests/setup.sh
-	$(DENO) run -A tests/demo.ts
+	$(DENO) task demo
 
 # For example: make bench BENCH=--quick
 bench: bin/containerd-shim
 	sh tests/setup.sh
-	$(DENO) run -A tests/bench/main.ts $(BENCH)
+	$(DENO) task bench $(BENCH)
 
 fuzz: $(API) $(DENO)
-	$(DENO) run -A tests/fuzz/ttrpc_fuzz.ts --seconds 30
+	$(DENO) task fuzz
 
 install: bin/containerd-shim
 	install -D -m 0755 bin/containerd-shim $(DESTDIR)$(PREFIX)/bin/containerd-shim
