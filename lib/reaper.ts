@@ -38,19 +38,30 @@ export class Reaper {
     this.#timer = timer;
   }
 
-  /** Reaps every child that has ended: to be called at each SIGCHLD. */
+  /**
+   * Reaps every child that has ended: to be called at each SIGCHLD.
+   *
+   * @throws what a handler does, after every child has been reaped and every handler told
+   */
   collect(): void {
     const at = new Date();
-    for (let ended = reap(); ended !== undefined; ended = reap()) {
-      const exit = { ...ended, at };
+    const exits: Exit[] = [];
+    for (let ended = reap(); ended !== undefined; ended = reap()) exits.push({ ...ended, at });
+    const errors: unknown[] = [];
+    for (const exit of exits) {
       const handler = this.#handlers.get(exit.pid);
-      if (handler !== undefined) {
-        this.#handlers.delete(exit.pid);
+      if (handler === undefined) {
+        if (this.#holds > 0) this.#unclaimed.set(exit.pid, exit);
+        continue;
+      }
+      this.#handlers.delete(exit.pid);
+      try {
         handler(exit);
-      } else if (this.#holds > 0) {
-        this.#unclaimed.set(exit.pid, exit);
+      } catch (error) {
+        errors.push(error);
       }
     }
+    if (errors.length > 0) throw errors[0];
   }
 
   /**

@@ -136,7 +136,11 @@ function listen(socket: string): Listener {
     throw new Error(`${JSON.stringify(socket)}: unix socket path too long (> ${ADDRESS_LIMIT})`);
   }
   closeOnExecFrom(INHERITED_SOCKET);
-  return Listener.listen(path);
+  try {
+    return Listener.listen(path);
+  } catch (cause) {
+    throw new Error(`cannot listen on ${JSON.stringify(socket)}: ${messageOf(cause)}`, { cause });
+  }
 }
 
 async function accept(

@@ -11,7 +11,7 @@ import { SHIM } from "./e2e/env.ts";
 import { Containerd } from "./e2e/harness.ts";
 import { descendants } from "./e2e/proc.ts";
 import { makeRootfs } from "./e2e/rootfs.ts";
-import { until } from "./e2e/until.ts";
+import { pause, until } from "./e2e/until.ts";
 
 /** What the container runs: it prints, waits for a line of input, and ends with a status that is not 0. */
 const SCRIPT = `echo "Hello from process $$ of a container. These are all the processes that I see:"
@@ -74,18 +74,33 @@ async function demonstrate(containerd: Containerd): Promise<void> {
   quote("no shim, no bundle, no mount, no FIFO, no socket, no cgroup, no zombie");
 }
 
+/** The exit code of a program that ^C has ended, as shells have it: 128 + SIGINT. */
+const INTERRUPTED = 130;
+
+/** How long a demonstration that was interrupted may take to notice, in ms. */
+const NOTICE_MS = 2000;
+
+const interrupted = Promise.withResolvers<typeof INTERRUPTED>();
+for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) {
+  Deno.addSignalListener(signal, () => interrupted.resolve(INTERRUPTED));
+}
 const containerd = new Containerd();
-for (const signal of ["SIGINT", "SIGTERM"] as const) {
-  Deno.addSignalListener(signal, async () => {
-    await containerd.remove();
-    Deno.exit(1);
-  });
+const demonstration = demonstrate(containerd).then(() => 0, async (error) => {
+  // ^C reaches all that runs in the foreground, which may fail a little before it is known why.
+  if (await Promise.race([interrupted.promise, pause(100)]) === undefined) {
+    console.error(containerd.log());
+    console.error(error);
+  }
+  return 1;
+});
+const code = await Promise.race([demonstration, interrupted.promise]);
+if (code === INTERRUPTED) {
+  console.error("\nInterrupted.");
+  // Without a daemon it fails; what it has made until then is removed below.
+  await containerd.stop("SIGKILL");
+  await Promise.race([demonstration, pause(NOTICE_MS)]);
 }
-try {
-  await demonstrate(containerd);
-} catch (error) {
-  console.error(containerd.log());
-  throw error;
-} finally {
-  await containerd.remove();
-}
+// Again, when something that was on its way out has made a file meanwhile.
+await until("all of it is removed", () => containerd.remove().then(() => true));
+// And not by an error: what this program has for its end is done then.
+Deno.exit(code);

@@ -98,11 +98,6 @@ export function inEachForm(name: string, test: (form: Form) => Promise<void>): v
   for (const form of FORMS) Deno.test(`${name} (${form.name})`, () => test(form));
 }
 
-/** {@linkcode onlyOurs} and {@linkcode inEachForm} in one. */
-export function inEachFormOfOurs(reason: string, name: string, test: (form: Form) => Promise<void>): void {
-  for (const form of FORMS) onlyOurs(reason, `${name} (${form.name})`, () => test(form));
-}
-
 /** Both of {@linkcode onlyOurs} and {@linkcode inEachForm}. */
 export function onlyOursInEachForm(reason: string, name: string, test: (form: Form) => Promise<void>): void {
   for (const form of FORMS) onlyOurs(reason, `${name} (${form.name})`, () => test(form));

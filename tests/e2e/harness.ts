@@ -155,7 +155,11 @@ shim_debug = ${this.#shimDebug}
   async stop(signal: Deno.Signal): Promise<void> {
     const daemon = this.#daemon;
     if (!daemon) return;
-    daemon.kill(signal);
+    try {
+      daemon.kill(signal);
+    } catch {
+      // It has ended by itself.
+    }
     await daemon.status;
     this.#daemon = undefined;
   }
