@@ -2,6 +2,7 @@
 
 import * as fds from "./fd.ts";
 import { check, Errno, errno, libc, SystemError } from "./libc.ts";
+import { AF_UNIX, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET } from "./socket.ts";
 
 const c = libc({
   socket: [["i32", "i32", "i32"], "i32"],
@@ -11,12 +12,7 @@ const c = libc({
   recvmsg: [["i32", "buffer", "i32"], "isize"],
 });
 
-/** socket(2), unix(7), recvmsg(2), from asm-generic/socket.h. */
-const AF_UNIX = 1;
-const SOCK_STREAM = 1;
-const SOCK_NONBLOCK = 0o4000;
-const SOCK_CLOEXEC = 0o2000000;
-const SOL_SOCKET = 1;
+/** unix(7), recvmsg(2), from linux/socket.h. */
 const SCM_RIGHTS = 1;
 const MSG_CMSG_CLOEXEC = 0x4000_0000;
 /** sun_path of struct sockaddr_un, with its NUL */

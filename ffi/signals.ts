@@ -57,8 +57,7 @@ export function fullSignalSet(): Uint8Array<ArrayBuffer> {
  * @throws {SystemError}
  */
 export function block(signals: Iterable<number>): void {
-  const error = c().pthread_sigmask(SIG_BLOCK, signalSet(signals), null);
-  if (error !== 0) throw new SystemError("pthread_sigmask", error);
+  changeMask(SIG_BLOCK, signals);
 }
 
 /**
@@ -67,7 +66,11 @@ export function block(signals: Iterable<number>): void {
  * @throws {SystemError}
  */
 export function unblock(signals: Iterable<number>): void {
-  const error = c().pthread_sigmask(SIG_UNBLOCK, signalSet(signals), null);
+  changeMask(SIG_UNBLOCK, signals);
+}
+
+function changeMask(how: number, signals: Iterable<number>): void {
+  const error = c().pthread_sigmask(how, signalSet(signals), null);
   if (error !== 0) throw new SystemError("pthread_sigmask", error);
 }
 

@@ -1,14 +1,11 @@
 /** The children of this process: each is reaped once, and whoever waits for it learns how it ended. */
 
-import { kill, reap, spawn, type SpawnOptions } from "../ffi/process.ts";
+import { type Exit as Reaped, kill, reap, spawn, type SpawnOptions } from "../ffi/process.ts";
 import { Signal } from "../ffi/signals.ts";
 import type { Timer } from "./async.ts";
 
 /** A child's end. */
-export interface Exit {
-  readonly pid: number;
-  /** Its exit code, or 128 + the signal that ended it. */
-  readonly status: number;
+export interface Exit extends Reaped {
   /** When it was reaped. */
   readonly at: Date;
 }
@@ -105,10 +102,5 @@ export class Reaper {
     if (options.timeoutMs === undefined) return promise;
     const timer = this.#timer(options.timeoutMs, () => kill(pid, Signal.SIGKILL));
     return promise.finally(() => timer[Symbol.dispose]());
-  }
-
-  /** The pids that are waited for. */
-  get watched(): Iterable<number> {
-    return this.#handlers.keys();
   }
 }

@@ -56,13 +56,15 @@ export class ConsoleStdio implements ProcessStreams {
     this.#closeSocket();
     fds.setNonblocking(master);
     if (this.#config.stdout === "") return;
-    this.#stdout = this.#stream(() => [fds.duplicate(master), openFifoToWrite(this.#config.stdout)]);
+    const fifo = openFifoToWrite(this.#config.stdout);
+    this.#stdout = new Stream(this.#options.poller, fds.duplicate(master), fifo);
   }
 
   connectStdin(): void {
     const master = this.#master;
     if (master === undefined || this.#config.stdin === "" || this.#stdin !== undefined) return;
-    this.#stdin = this.#stream(() => [openFifoToRead(this.#config.stdin), fds.duplicate(master)]);
+    const fifo = openFifoToRead(this.#config.stdin);
+    this.#stdin = new Stream(this.#options.poller, fifo, fds.duplicate(master));
     // Held open here, so that a client that detaches does not end the input.
     if (!this.#stdinClosed) this.#stdinWriter = fds.open(this.#config.stdin, fds.O.WRONLY | fds.O.NONBLOCK);
   }
@@ -100,16 +102,5 @@ export class ConsoleStdio implements ProcessStreams {
     fds.close(this.#socket);
     this.#socket = undefined;
     Deno.removeSync(this.#folder, { recursive: true });
-  }
-
-  #stream(open: () => [from: number, to: number]): Stream {
-    const [from, to] = open();
-    try {
-      return new Stream(this.#options.poller, from, to);
-    } catch (error) {
-      fds.close(from);
-      fds.close(to);
-      throw error;
-    }
   }
 }

@@ -126,16 +126,17 @@ export class PipeStdio implements ProcessStreams {
     const pipe = this.#stdinPipe;
     if (pipe === undefined) return;
     this.#stdinPipe = undefined;
+    const path = this.#config.stdin;
+    let fifo: number;
     try {
-      const path = this.#config.stdin;
-      const fifo = openFifoToRead(path);
-      this.#stream("stdin", fifo, pipe);
-      // After the read end: without a reader, a writer that does not wait is refused.
-      if (!this.#stdinClosed) this.#stdinWriter = fds.open(path, fds.O.WRONLY | fds.O.NONBLOCK);
+      fifo = openFifoToRead(path);
     } catch (error) {
-      if (!this.#streams.has("stdin")) fds.close(pipe);
+      fds.close(pipe);
       throw error;
     }
+    this.#stream("stdin", fifo, pipe);
+    // After the read end: without a reader, a writer that does not wait is refused.
+    if (!this.#stdinClosed) this.#stdinWriter = fds.open(path, fds.O.WRONLY | fds.O.NONBLOCK);
   }
 
   #openOutput(number: 1 | 2, name: OutputName, target: string): void {
@@ -157,13 +158,7 @@ export class PipeStdio implements ProcessStreams {
   }
 
   #stream(name: string, from: number, to: number): void {
-    try {
-      this.#streams.set(name, new Stream(this.#options.poller, from, to));
-    } catch (error) {
-      fds.close(from);
-      fds.close(to);
-      throw error;
-    }
+    this.#streams.set(name, new Stream(this.#options.poller, from, to));
   }
 }
 

@@ -26,17 +26,21 @@ export class Stream {
   #grown = false;
   #bytes = 0;
 
-  /** Starts moving. */
+  /**
+   * Starts moving.
+   *
+   * @throws {SystemError} when the descriptors cannot be watched; they are closed then
+   */
   constructor(poller: Poller, from: number, to: number) {
     this.#poller = poller;
     this.#from = from;
     this.#to = to;
     const pump = () => this.#pump();
-    poller.add(from, Event.IN, pump);
     try {
+      poller.add(from, Event.IN, pump);
       poller.add(to, Event.OUT, pump);
     } catch (error) {
-      poller.remove(from);
+      this.close();
       throw error;
     }
   }

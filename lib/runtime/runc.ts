@@ -55,8 +55,6 @@ export interface ExecOptions {
   readonly process: string;
 }
 
-const NO_DESCRIPTORS: ProcessDescriptors = [null, null, null];
-
 /** An OCI runtime, by its command line. Each method is one command, and rejects with {@link RuntimeError}. */
 export class Runc {
   readonly #options: RuncOptions;
@@ -174,7 +172,7 @@ export class Runc {
 
   async #run(
     args: string[],
-    descriptors: ProcessDescriptors = NO_DESCRIPTORS,
+    descriptors: ProcessDescriptors,
   ): Promise<number> {
     const { command, root, log, criu, systemdCgroup, cwd, run } = this.#options;
     const { status } = await run({

@@ -51,8 +51,9 @@ export class ShimService {
   readonly #context: Context;
   readonly #config: ServiceConfig;
   readonly #events: EventQueue;
-  /** The container, once it has been created; a promise while it is being. */
+  /** The container, from its creation to its deletion. */
   #container: Container | undefined;
+  /** Its creation, while that goes on. */
   #creating: Promise<unknown> | undefined;
 
   constructor(context: Context, config: ServiceConfig, events: EventQueue) {
@@ -86,9 +87,7 @@ export class ShimService {
       await within(this.#context.timer, END_TIMEOUT_MS, killed);
       await within(this.#context.timer, END_TIMEOUT_MS, Promise.resolve(init.wait()));
     }
-    await init.delete();
-    this.#container = undefined;
-    await within(this.#context.timer, EVENT_TIMEOUT_MS, this.#events.flushed);
+    await this.#delete();
   }
 
   #methods(): Map<string, Handler> {

@@ -13,6 +13,7 @@ import { kill, reap, spawn } from "../../ffi/process.ts";
 import { Signal } from "../../ffi/signals.ts";
 import { privateAddress } from "../../ffi/socket.ts";
 import { containerd } from "../api/mod.js";
+import { SIGNALS } from "../signals.ts";
 import { Client } from "../ttrpc/client.ts";
 import { pack } from "./pack.ts";
 
@@ -32,15 +33,6 @@ export const EVAL_FLAGS: readonly string[] = [
   "--no-lock",
   "--cached-only",
   V8_FLAGS,
-];
-
-/** The signals that no thread of the product may take: DESIGN, signals. */
-const BLOCKED = [
-  Signal.SIGINT,
-  Signal.SIGUSR1,
-  Signal.SIGPIPE,
-  Signal.SIGTERM,
-  Signal.SIGCHLD,
 ];
 
 const ANSWER_TIMEOUT_MS = 10_000;
@@ -157,7 +149,7 @@ function checkBlocked(pid: number): void {
   for (const { name } of Deno.readDirSync(`/proc/${pid}/task`)) {
     const status = Deno.readTextFileSync(`/proc/${pid}/task/${name}/status`);
     const mask = BigInt(`0x${/^SigBlk:\s*([0-9a-f]+)$/m.exec(status)![1]}`);
-    for (const signal of BLOCKED) {
+    for (const signal of SIGNALS) {
       if ((mask >> BigInt(signal - 1) & 1n) === 1n) continue;
       throw new Error(`its thread ${name} does not block signal ${signal}`);
     }
