@@ -15,7 +15,7 @@ API := lib/api/mod.js lib/api/mod.d.ts
 SOURCES := main.ts deno.json deno.lock $(shell find ffi lib -name '*.ts') \
 	lib/standalone/entry.c lib/standalone/entry.ld
 
-.PHONY: all check test demo bench fuzz install clean
+.PHONY: all check test test-1.7 demo bench fuzz install clean
 
 all: bin/containerd-shim
 
@@ -43,6 +43,14 @@ check: $(API) $(DENO)
 test: bin/containerd-shim check
 	sh tests/setup.sh
 	$(DENO) task test
+
+# The end-to-end tests with the last containerd that has runtime v1, which the next Debian has.
+CONTAINERD_1_7 := $(CURDIR)/build/containerd-1.7
+
+test-1.7: bin/containerd-shim
+	sh tests/setup.sh
+	sh tests/trixie.sh $(CONTAINERD_1_7) containerd
+	CONTAINERD=$(CONTAINERD_1_7) CONTAINERD_VERSION=1.7. $(DENO) task test tests/e2e
 
 demo: bin/containerd-shim
 	sh tests/setup.sh

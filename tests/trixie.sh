@@ -13,9 +13,14 @@ packages=$*
 [ "$(cat "$folder/.packages" 2>/dev/null)" != "$packages" ] || exit 0
 
 # The mirror that this system uses for its own Debian. The archive that security updates come from has no such suite.
-mirror=$(apt-get indextargets --format '$(ORIGIN) $(LABEL) $(REPO_URI)' 'Created-By: Packages' |
-	awk '$1 == "Debian" && $2 == "Debian" { print $3; exit }')
-[ -n "$mirror" ] || { echo "No Debian mirror is configured, or its lists are missing (apt-get update)" >&2; exit 1; }
+mirror_of_system() {
+	apt-get indextargets --format '$(ORIGIN) $(LABEL) $(REPO_URI)' 'Created-By: Packages' |
+		awk '$1 == "Debian" && $2 == "Debian" { print $3; exit }'
+}
+mirror=$(mirror_of_system)
+# What is configured is not told before its lists are there.
+[ -n "$mirror" ] || { apt-get -q update >/dev/null && mirror=$(mirror_of_system); }
+[ -n "$mirror" ] || { echo "No Debian mirror is configured" >&2; exit 1; }
 
 rm -rf "$folder"
 mkdir -p "$folder/apt/lists/partial" "$folder/apt/archives/partial" "$folder/root"

@@ -8,6 +8,21 @@ export const REPOSITORY = decodeURIComponent(new URL("../..", import.meta.url).p
 // runc is in /usr/sbin, which is not in every root's PATH.
 Deno.env.set("PATH", `${Deno.env.get("PATH") ?? "/usr/bin:/bin"}:/usr/sbin:/sbin`);
 
+// Since 1.7, ctr says before everything else that runtime v1 will be removed.
+Deno.env.set("CONTAINERD_SUPPRESS_DEPRECATION_WARNINGS", "1");
+
+/** The folder that containerd and ctr are taken from, instead of the system's. */
+const containerdFolder = Deno.env.get("CONTAINERD");
+
+/** The daemon that the tests start. */
+export const CONTAINERD = containerdFolder ? `${containerdFolder}/containerd` : "containerd";
+
+/** The client that belongs to it. */
+export const CTR = containerdFolder ? `${containerdFolder}/ctr` : "ctr";
+
+/** How the version of both must begin, when it matters. */
+export const CONTAINERD_VERSION = Deno.env.get("CONTAINERD_VERSION") ?? "";
+
 /** The executable that this project makes. */
 export const OUR_EXECUTABLE = `${REPOSITORY}/bin/containerd-shim`;
 

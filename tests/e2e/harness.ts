@@ -1,7 +1,7 @@
 /** A containerd of a test's own, and what the tests do with it. */
 
 import { must, type Result, run, type Running, start } from "./command.ts";
-import { type Form, newPlace, SHIM } from "./env.ts";
+import { CONTAINERD, CONTAINERD_VERSION, CTR, type Form, newPlace, SHIM } from "./env.ts";
 import * as leftovers from "./leftovers.ts";
 import { argumentsOf, isAlive, mountsBelow, processes } from "./proc.ts";
 import { makeRootfs } from "./rootfs.ts";
@@ -25,8 +25,8 @@ export interface ContainerdOptions {
   readonly shim?: Form;
   /** Whether shims log to the daemon's stderr, and more. On unless given. */
   readonly shimDebug?: boolean;
-  /** Whether the daemon's log has its debug lines too. */
-  readonly debug?: boolean;
+  /** Whether the daemon's log has everything that it can tell. */
+  readonly trace?: boolean;
 }
 
 /** Options of {@linkcode Containerd.runArguments}. */
@@ -74,7 +74,7 @@ export class Containerd {
   readonly rootfs: string;
   readonly #shim: Form;
   readonly #shimDebug: boolean;
-  readonly #level: "debug" | "info";
+  readonly #level: "trace" | "info";
   readonly #ids: string[] = [];
   #execs = 0;
   #daemon: Deno.ChildProcess | undefined;
@@ -85,7 +85,7 @@ export class Containerd {
     this.rootfs = `${this.folder}/rootfs`;
     this.#shim = options.shim ?? SHIM;
     this.#shimDebug = options.shimDebug ?? true;
-    this.#level = options.debug ? "debug" : "info";
+    this.#level = options.trace ? "trace" : "info";
   }
 
   /** Where containerd makes the bundles of its containers. */
@@ -136,7 +136,7 @@ shim_debug = ${this.#shimDebug}
 `,
     );
     const daemon = new Deno.Command("sh", {
-      args: ["-c", `exec containerd -c '${config}' >>'${this.#logFile}' 2>&1`],
+      args: ["-c", `exec '${CONTAINERD}' -c '${config}' >>'${this.#logFile}' 2>&1`],
       stdin: "null",
     }).spawn();
     this.#daemon = daemon;
@@ -148,7 +148,10 @@ shim_debug = ${this.#shimDebug}
       (await Deno.connect({ transport: "unix", path: this.address })).close();
       return true;
     });
-    await this.must("version");
+    const versions = [...(await this.must("version")).matchAll(/^\s*Version:\s*(\S+)$/gm)].map(([, version]) => version!);
+    if (versions.length !== 2 || !versions.every((each) => each.startsWith(CONTAINERD_VERSION))) {
+      throw new Error(`ctr and containerd are of versions ${versions.join(" and ")}, not of ${CONTAINERD_VERSION}`);
+    }
   }
 
   /** Ends the daemon, and waits for its end. Its shims live on. */
@@ -165,7 +168,7 @@ shim_debug = ${this.#shimDebug}
   }
 
   #arguments(args: readonly string[]): string[] {
-    return ["ctr", "--address", this.address, "--namespace", this.namespace, ...args];
+    return [CTR, "--address", this.address, "--namespace", this.namespace, ...args];
   }
 
   /** Runs ctr. */

@@ -20,7 +20,7 @@ Deno.test("without shim_debug a shim that has no trouble logs nothing", () =>
     // Up to here the daemon itself was starting.
     const booted = lines.findIndex((line) => line.includes("containerd successfully booted"));
     const unexpected = lines.slice(booted + 1).filter((line) =>
-      !/^$|runtime v1 is deprecated|shim .* started|shim reaped/.test(line)
+      !/^$|deprecated since containerd v1\.4|shim .* started|shim reaped/.test(line)
     );
     assertEquals(unexpected, []);
   }, { shimDebug: false }));

@@ -62,5 +62,5 @@ onlyOurs(
       await until("the exit is told", () => told.test(containerd.log().slice(before)));
       await containerd.must("task", "delete", id);
       await containerd.must("container", "delete", id);
-    }, { debug: true }),
+    }, { trace: true }),
 );

@@ -159,9 +159,7 @@ export class Shim {
     const { socket } = this.#options;
     if (socket === undefined) return `${this.folder}/s`;
     const named = socket.replace("FOLDER", this.folder);
-    if (named.startsWith("unix://")) return named.slice("unix://".length);
-    // Go's net package, as Debian's shim was built with it, counts the NUL at the end of a name as part of it.
-    return IS_OURS ? `\0${named}` : `\0${named}\0`;
+    return named.startsWith("unix://") ? named.slice("unix://".length) : `\0${named}`;
   }
 
   /** The command line it is started with. */
@@ -210,8 +208,11 @@ export class Shim {
 
   /** Another connection to the shim than its calls have, which the caller closes. */
   async connect(): Promise<Client> {
+    const connect = (path: string) => Deno.connect({ transport: "unix", path });
     const path = this.socketPath;
-    return new Client(await until("the shim takes connections", () => Deno.connect({ transport: "unix", path })));
+    // Go's net package has counted the NUL at the end of an abstract name as part of it, and no longer does.
+    const other = path.startsWith("\0") && !IS_OURS ? `${path}\0` : path;
+    return new Client(await until("the shim takes connections", () => connect(path).catch(() => connect(other))));
   }
 
   /** Calls a method by its bytes, over the one connection that containerd would have. */
