@@ -131,7 +131,22 @@ export class Init extends Process {
       } catch (error) {
         throw killError(error);
       }
+      if (signal === Signal.SIGKILL && this.machine.state === "paused") await this.#thaw();
     });
+  }
+
+  /**
+   * Has paused processes go on that are to die: on cgroup v1 they die when they are thawed, not before. runc thaws them
+   * itself; crun does not.
+   */
+  async #thaw(): Promise<void> {
+    try {
+      await this.#runc.resume(this.id);
+    } catch {
+      // It has died already: there is nothing left to go on.
+      return;
+    }
+    if (this.machine.canBecome("running")) this.machine.become("running");
   }
 
   /** Freezes every process of the container. */
@@ -215,8 +230,14 @@ export class Init extends Process {
   }
 
   /** The pids of all its processes. */
-  pids(): Promise<number[]> {
-    return this.#runc.ps(this.id);
+  async pids(): Promise<number[]> {
+    try {
+      return await this.#runc.ps(this.id);
+    } catch (error) {
+      // crun crashes where it finds none.
+      if (this.exit !== undefined) return [];
+      throw error;
+    }
   }
 
   async #exited(exit: Exit): Promise<void> {
