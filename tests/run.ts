@@ -9,7 +9,7 @@
 
 import * as process from "../ffi/process.ts";
 import { argumentsOf, descendants, isAlive, mountsBelow } from "./e2e/proc.ts";
-import { cgroupsOf, names, paths, removeNamespace, RUNC_ROOT, runName } from "./e2e/leftovers.ts";
+import { cgroupsOf, hierarchies, names, paths, removeNamespace, RUNC_ROOT, runName } from "./e2e/leftovers.ts";
 
 const folder = Deno.makeTempDirSync({ prefix: "shim-" });
 const prefix = runName(folder);
@@ -53,17 +53,16 @@ async function endDescendants(): Promise<string[]> {
 /** Removes what the run has left outside of processes, and says what there was. */
 async function removeRest(): Promise<string[]> {
   const left: string[] = [];
-  for (const mount of mountsBelow(folder).reverse()) {
-    left.push(`mount ${mount}`);
-    await run(["umount", "-l", mount]).status;
-  }
-  const namespaces = new Set(
-    [RUNC_ROOT, "/sys/fs/cgroup", ...paths("/sys/fs/cgroup")].flatMap(names).filter((each) => each.startsWith(prefix)),
-  );
+  // Before the mounts: one of them may be what shows the cgroups.
+  const namespaces = new Set([RUNC_ROOT, ...hierarchies()].flatMap(names).filter((each) => each.startsWith(prefix)));
   for (const namespace of namespaces) {
     left.push(...cgroupsOf(namespace).map((each) => `cgroup ${each}`));
     if (names(RUNC_ROOT).includes(namespace)) left.push(`runc state ${RUNC_ROOT}/${namespace}`);
     await removeNamespace(namespace);
+  }
+  for (const mount of mountsBelow(folder).reverse()) {
+    left.push(`mount ${mount}`);
+    await run(["umount", "-l", mount]).status;
   }
   for (const socket of shimSockets()) {
     if (!isThere(socket)) continue;

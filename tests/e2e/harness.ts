@@ -1,10 +1,12 @@
 /** A containerd of a test's own, and what the tests do with it. */
 
+import { type CgroupVersion, showCgroups2, thaw, withCgroups } from "./cgroups.ts";
 import { must, type Result, run, type Running, start } from "./command.ts";
 import { CONTAINERD, CONTAINERD_VERSION, CTR, type Form, newPlace, SHIM } from "./env.ts";
 import * as leftovers from "./leftovers.ts";
 import { argumentsOf, isAlive, mountsBelow, processes } from "./proc.ts";
 import { makeRootfs } from "./rootfs.ts";
+import { makeSpec } from "./spec.ts";
 import { PATIENCE_MS, until } from "./until.ts";
 
 /** The runtime that starts our shim, in containerd's words. */
@@ -25,6 +27,10 @@ export interface ContainerdOptions {
   readonly shim?: Form;
   /** Whether shims log to the daemon's stderr, and more. On unless given. */
   readonly shimDebug?: boolean;
+  /** The OCI runtime that shims are told to use; runc unless given. */
+  readonly runtime?: string;
+  /** The version of cgroups that the daemon finds alone; as the machine has them, unless given. */
+  readonly cgroups?: CgroupVersion;
   /** Whether the daemon's log has everything that it can tell. */
   readonly trace?: boolean;
 }
@@ -73,6 +79,9 @@ export class Containerd {
   /** A root filesystem of busybox. */
   readonly rootfs: string;
   readonly #shim: Form;
+  readonly #runtime: string;
+  readonly #cgroups: CgroupVersion | undefined;
+  readonly #shown = new AsyncDisposableStack();
   readonly #shimDebug: boolean;
   readonly #level: "trace" | "info";
   readonly #ids: string[] = [];
@@ -84,6 +93,8 @@ export class Containerd {
     this.address = `${this.folder}/c.sock`;
     this.rootfs = `${this.folder}/rootfs`;
     this.#shim = options.shim ?? SHIM;
+    this.#runtime = options.runtime ?? "runc";
+    this.#cgroups = options.cgroups;
     this.#shimDebug = options.shimDebug ?? true;
     this.#level = options.trace ? "trace" : "info";
   }
@@ -117,6 +128,18 @@ export class Containerd {
     return this.#daemon.pid;
   }
 
+  /** What the daemon's command line begins with. */
+  async #prefix(): Promise<string[]> {
+    if (!this.#cgroups) return [];
+    if (this.#cgroups === 1) return withCgroups(1);
+    this.#shown.use(await showCgroups2(`${this.folder}-cgroups`));
+    // Its v1 runtime takes no container on a machine where no hierarchy of version 1 is mounted anywhere; which one it
+    // is, and where, does not matter to it.
+    const anywhere = `${this.folder}/cgroup1`;
+    await Deno.mkdir(anywhere, { recursive: true });
+    return withCgroups(2, [`mount -t cgroup -o none,name=systemd none '${anywhere}'`]);
+  }
+
   /** Starts the daemon, again if it has ended, and waits until it answers. */
   async start(): Promise<void> {
     const config = `${this.folder}/config.toml`;
@@ -132,11 +155,14 @@ level = "${this.#level}"
 address = "${this.address}"
 [plugins."${RUNTIME}"]
 shim = "${this.#shim.path}"
+runtime = "${this.#runtime}"
 shim_debug = ${this.#shimDebug}
 `,
     );
-    const daemon = new Deno.Command("sh", {
-      args: ["-c", `exec '${CONTAINERD}' -c '${config}' >>'${this.#logFile}' 2>&1`],
+    const command = ["sh", "-c", `exec '${CONTAINERD}' -c '${config}' >>'${this.#logFile}' 2>&1`];
+    const [program, ...args] = [...await this.#prefix(), ...command] as [string, ...string[]];
+    const daemon = new Deno.Command(program, {
+      args,
       stdin: "null",
     }).spawn();
     this.#daemon = daemon;
@@ -148,7 +174,9 @@ shim_debug = ${this.#shimDebug}
       (await Deno.connect({ transport: "unix", path: this.address })).close();
       return true;
     });
-    const versions = [...(await this.must("version")).matchAll(/^\s*Version:\s*(\S+)$/gm)].map(([, version]) => version!);
+    const versions = [...(await this.must("version")).matchAll(/^\s*Version:\s*(\S+)$/gm)].map(([, version]) =>
+      version!
+    );
     if (versions.length !== 2 || !versions.every((each) => each.startsWith(CONTAINERD_VERSION))) {
       throw new Error(`ctr and containerd are of versions ${versions.join(" and ")}, not of ${CONTAINERD_VERSION}`);
     }
@@ -189,9 +217,24 @@ shim_debug = ${this.#shimDebug}
 
   /** `ctr run` of a container. */
   runArguments(id: string, command: readonly string[], options: RunOptions = {}): string[] {
-    const root = options.image === undefined ? ["--rootfs", this.rootfs] : [options.image];
     const flags = ["--runtime", RUNTIME, "--fifo-dir", this.fifos, ...options.flags ?? []];
+    if (this.#cgroups) {
+      if (options.image !== undefined) throw new Error("ctr takes no image together with a specification");
+      return this.#arguments(["run", ...flags, "--config", this.#makeConfig(id, command), id]);
+    }
+    const root = options.image === undefined ? ["--rootfs", this.rootfs] : [options.image];
     return this.#arguments(["run", ...flags, ...root, id, ...command]);
+  }
+
+  /**
+   * A container's specification instead of ctr's own. That names resources, for which version 2 has no controllers as
+   * long as version 1 has them; and, from ctr 1.7, a version of the OCI specification that crun 1.8 does not know.
+   */
+  #makeConfig(id: string, args: readonly string[]): string {
+    const path = `${this.folder}/${id}.json`;
+    const spec = makeSpec({ args }, { cgroup: `/${this.namespace}/${id}`, rootfs: this.rootfs });
+    Deno.writeTextFileSync(path, JSON.stringify(spec));
+    return path;
   }
 
   /** Where `ctr run` makes its FIFOs. */
@@ -312,6 +355,7 @@ shim_debug = ${this.#shimDebug}
     await until("all containers have ended", () => {
       const left = [...this.shims(), ...leftovers.containerProcesses(this.namespace)].filter(isAlive);
       for (const pid of left) Deno.kill(pid, "SIGKILL");
+      thaw(this.namespace);
       return left.length === 0;
     });
     await leftovers.removeNamespace(this.namespace);
@@ -319,6 +363,7 @@ shim_debug = ${this.#shimDebug}
       const socket = await leftovers.shimSocket(this.address, this.namespace, id);
       await Deno.remove(socket).catch(() => {});
     }
+    await this.#shown.disposeAsync();
     await leftovers.removeFolder(this.folder);
   }
 }

@@ -1,7 +1,7 @@
 /** What a container leaves behind when something went wrong, and getting rid of it. */
 
 import { must } from "./command.ts";
-import { descendants, mountsBelow } from "./proc.ts";
+import { descendants, mounts, mountsBelow } from "./proc.ts";
 
 /** The process below which everything that a test starts is found, also when its parent is dead. */
 const ROOT_PID = Number(Deno.env.get("E2E_ROOT_PID") ?? Deno.pid);
@@ -20,8 +20,6 @@ const SHIM_SOCKETS = "/run/containerd/s";
 /** How long what is about to go may take to go, in ms. */
 export const LEAVING_MS = 5000;
 
-const CGROUPS = "/sys/fs/cgroup";
-
 /** Names in a folder; none if it is not there, or is no folder. */
 export function names(folder: string): string[] {
   try {
@@ -37,9 +35,19 @@ export function paths(folder: string): string[] {
   return names(folder).map((each) => `${folder}/${each}`);
 }
 
-/** The cgroup folders of a containerd namespace in all hierarchies: cgroup v1 has one for each controller. */
+/**
+ * Where the hierarchies of cgroups are mounted: version 1 has one for each controller, version 2 one for all. What a
+ * process in another mount namespace makes is in these too: a hierarchy is the same wherever it is mounted.
+ */
+export function hierarchies(types: readonly string[] = ["cgroup", "cgroup2"]): string[] {
+  // Of what is mounted on top of each other, only the last is seen.
+  const seen = new Map(mounts().map(({ path, type }) => [path, type]));
+  return [...seen].filter(([, type]) => types.includes(type)).map(([path]) => path);
+}
+
+/** The cgroup folders of a containerd namespace in all hierarchies. */
 export function cgroupsOf(namespace: string): string[] {
-  return [CGROUPS, ...paths(CGROUPS)].map((each) => `${each}/${namespace}`).filter((each) => names(each).length > 0);
+  return hierarchies().map((each) => `${each}/${namespace}`).filter((each) => names(each).length > 0);
 }
 
 /** The cgroup folders of a namespace's containers. */

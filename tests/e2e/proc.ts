@@ -86,11 +86,24 @@ export function threadMasks(pid: number): SignalMasks[] {
   });
 }
 
+/** A file system that is mounted. */
+export interface Mount {
+  readonly path: string;
+  /** cgroup2, overlay, ... */
+  readonly type: string;
+}
+
+/** All that is mounted, deepest last. */
+export function mounts(): Mount[] {
+  return Deno.readTextFileSync("/proc/self/mounts").trimEnd().split("\n").map((line) => {
+    const [_source, path, type] = line.split(" ") as [string, string, string];
+    return { path: path.replace(/\\([0-7]{3})/g, (_, digits) => String.fromCharCode(parseInt(digits, 8))), type };
+  });
+}
+
 /** What is mounted at or below a folder, deepest last. */
 export function mountsBelow(folder: string): string[] {
-  return Deno.readTextFileSync("/proc/self/mounts").split("\n")
-    .map((line) => (line.split(" ")[1] ?? "").replace(/\\([0-7]{3})/g, (_, n) => String.fromCharCode(parseInt(n, 8))))
-    .filter((path) => path === folder || path.startsWith(`${folder}/`));
+  return mounts().map(({ path }) => path).filter((path) => path === folder || path.startsWith(`${folder}/`));
 }
 
 /** What the descriptors of a process are, by number. */

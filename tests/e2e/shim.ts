@@ -4,6 +4,7 @@ import { assertEquals, assertRejects } from "@std/assert";
 import { containerd } from "../../lib/api/mod.js";
 import { Client } from "../../lib/ttrpc/client.ts";
 import { type Code, StatusError } from "../../lib/ttrpc/status.ts";
+import { type CgroupVersion, showCgroups2, thaw, withCgroups } from "./cgroups.ts";
 import { must } from "./command.ts";
 import { type Form, IS_OURS, newPlace, SHIM } from "./env.ts";
 import { EventSink, type EventsMode } from "./events.ts";
@@ -52,6 +53,10 @@ export interface ShimOptions extends SpecOptions {
   readonly flags?: readonly string[];
   /** The -socket flag, instead of the inherited socket; FOLDER in it stands for the test's folder. */
   readonly socket?: string;
+  /** The OCI runtime that the container is created with; runc unless given. */
+  readonly runtime?: string;
+  /** The version of cgroups that the shim finds alone; as the machine has them, unless given. */
+  readonly cgroups?: CgroupVersion;
   /** Whether the test ends the shim itself. */
   readonly endsItself?: boolean;
 }
@@ -132,6 +137,7 @@ export class Shim {
   readonly #options: ShimOptions;
   #process: Deno.ChildProcess | undefined;
   #ended = false;
+  readonly #shown = new AsyncDisposableStack();
   #client: Client | undefined;
   readonly #fifos: string[] = [];
   readonly #readers: Reader[] = [];
@@ -179,6 +185,8 @@ export class Shim {
 
   /** Makes a bundle, starts the shim in it, and waits until it answers. */
   async start(): Promise<void> {
+    const { cgroups } = this.#options;
+    if (cgroups === 2) this.#shown.use(await showCgroups2(`${this.folder}-cgroups`));
     for (const each of [this.bundle, this.workdir]) await Deno.mkdir(each, { recursive: true });
     await makeRootfs(this.rootfs);
     const spec = makeSpec(this.#options, { cgroup: `/${this.namespace}/${this.id}`, rootfs: this.rootfs });
@@ -186,7 +194,11 @@ export class Shim {
     await this.events.start();
     const inherited = this.#options.socket === undefined ? this.socketPath : "";
     this.#process = new Deno.Command("perl", {
-      args: ["-e", LISTEN_AND_EXEC, inherited, `${this.folder}/output`, ...this.arguments],
+      args: [
+        ...["-e", LISTEN_AND_EXEC, inherited, `${this.folder}/output`],
+        ...cgroups ? withCgroups(cgroups) : [],
+        ...this.arguments,
+      ],
       cwd: this.bundle,
       stdin: "null",
       stdout: "null",
@@ -224,7 +236,8 @@ export class Shim {
   /** @returns the pid of the container's init */
   async create(stdio: Stdio = {}, more: v1.ICreateTaskRequest = {}): Promise<number> {
     const { id, bundle } = this;
-    const request = v1.CreateTaskRequest.encode({ id, bundle, runtime: "runc", ...stdio, ...more });
+    const { runtime = "runc" } = this.#options;
+    const request = v1.CreateTaskRequest.encode({ id, bundle, runtime, ...stdio, ...more });
     return (await this.call("Create", request.finish(), v1.CreateTaskResponse)).pid;
   }
 
@@ -266,6 +279,16 @@ export class Shim {
     const request = v1.DeleteProcessRequest.encode({ id }).finish();
     const { pid, exitStatus, exitedAt } = await this.call("DeleteProcess", request, v1.DeleteResponse);
     return { pid, status: exitStatus, at: seconds(exitedAt) };
+  }
+
+  /** Freezes all processes of the container. */
+  async pause(): Promise<void> {
+    await this.call("Pause", new Uint8Array(), EMPTY);
+  }
+
+  /** Has them go on. */
+  async resume(): Promise<void> {
+    await this.call("Resume", new Uint8Array(), EMPTY);
   }
 
   /** Registers another process of the container. */
@@ -405,6 +428,7 @@ export class Shim {
       const below = this.#ended ? [] : [this.pid, ...descendants(this.pid).map(({ pid }) => pid)];
       const processes = [...below, ...leftovers.containerProcesses(this.namespace)];
       for (const pid of processes) if (isAlive(pid)) Deno.kill(pid, "SIGKILL");
+      thaw(this.namespace);
       await this.status;
       await until("all processes have ended", () => !processes.some(isAlive));
     }
@@ -415,6 +439,7 @@ export class Shim {
       (await Deno.open(fifo, { read: true, write: true }).catch(() => undefined))?.close();
     }
     await leftovers.removeNamespace(this.namespace);
+    await this.#shown.disposeAsync();
     await leftovers.removeFolder(this.folder);
   }
 }

@@ -4,23 +4,6 @@ import { assert, assertEquals, assertMatch } from "@std/assert";
 import { onlyOurs, onlyOursInEachForm, OUR_EXECUTABLE } from "./env.ts";
 import { withShim } from "./shim.ts";
 
-/** crun refuses a machine with cgroups of both versions: it is shown one of version 2 alone. */
-const CRUN = `#!/bin/sh
-exec unshare --mount sh -c '
-  umount --recursive /sys/fs/cgroup && mount -t cgroup2 none /sys/fs/cgroup && exec crun "$@"' crun "$@"
-`;
-
-Deno.test("crun runs a container as runc does", () =>
-  withShim({ args: ["sh", "-c", "echo out; exit 8"] }, async (shim) => {
-    const runtime = `${shim.folder}/crun`;
-    await Deno.writeTextFile(runtime, CRUN, { mode: 0o755 });
-    const { stdout } = await shim.createWithFifos({ runtime });
-    await shim.startProcess();
-    assertEquals(await stdout.text(), "out\n");
-    assertEquals((await shim.wait()).status, 8);
-    await shim.delete();
-  }));
-
 /**
  * Keeps what it has been started with, and is runc then. Of its descriptors, the shell has one for the script itself. It
  * reads its own status without a command: while it starts one, the shell itself blocks every signal.

@@ -1,0 +1,94 @@
+/** Cgroups of either version, also on a machine that has the other, or both. */
+
+import { must } from "./command.ts";
+import { containerCgroups, hierarchies } from "./leftovers.ts";
+
+/** cgroups(7) */
+export type CgroupVersion = 1 | 2;
+
+/** Where programs look for cgroups. */
+const CGROUPS = "/sys/fs/cgroup";
+
+/** What they find there: version 2 is there alone, in a folder of its own beside version 1, or not at all. */
+const layout = isUnified(CGROUPS) ? "unified" : isUnified(`${CGROUPS}/unified`) ? "hybrid" : "legacy";
+
+function isUnified(folder: string): boolean {
+  return hierarchies(["cgroup2"]).includes(folder);
+}
+
+/** What shows one version alone, to be run by a shell in a mount namespace of its own; undefined where that cannot be. */
+function showing(version: CgroupVersion): string[] | undefined {
+  if (version === 2) {
+    return layout === "unified" ? [] : [`umount --recursive ${CGROUPS}`, `mount -t cgroup2 none ${CGROUPS}`];
+  }
+  if (layout === "unified") return undefined;
+  // Covered, and not unmounted: the folder below it belongs to all namespaces, and crun makes others in it.
+  return [`{ test ! -d ${CGROUPS}/unified || mount -t tmpfs none ${CGROUPS}/unified; }`];
+}
+
+/** Whether this machine can have cgroups of a version. */
+export function hasCgroups(version: CgroupVersion): boolean {
+  return showing(version) !== undefined;
+}
+
+/**
+ * What is put before a command line to have the command see cgroups of one version alone.
+ *
+ * @param more what the shell runs besides
+ * @throws {Error} unless {@linkcode hasCgroups}
+ */
+export function withCgroups(version: CgroupVersion, more: readonly string[] = []): string[] {
+  const commands = showing(version);
+  if (!commands) throw new Error(`This machine has no cgroups of version ${version}`);
+  const script = [...commands, ...more];
+  if (script.length === 0) return [];
+  return ["unshare", "--mount", "sh", "-c", [...script, 'exec "$@"'].join(" && "), "sh"];
+}
+
+/**
+ * Has this process see what others do with version 2: it is mounted at `folder`, which is made, where the machine has it
+ * mounted nowhere. The folder must not be below one whose mounts or files are somebody else's to remove.
+ *
+ * @returns removes both again
+ */
+export async function showCgroups2(folder: string): Promise<AsyncDisposable> {
+  if (hierarchies(["cgroup2"]).length > 0) return { [Symbol.asyncDispose]: () => Promise.resolve() };
+  await Deno.mkdir(folder);
+  await must(["mount", "-t", "cgroup2", "none", folder]);
+  return {
+    async [Symbol.asyncDispose]() {
+      await must(["umount", folder]);
+      await Deno.remove(folder);
+    },
+  };
+}
+
+/** Whether the processes of a namespace's containers are frozen, as the kernel tells. */
+export function areFrozen(namespace: string): boolean {
+  return containerCgroups(namespace).some((folder) =>
+    /^FROZEN$/m.test(textOf(`${folder}/freezer.state`)) || /^frozen 1$/m.test(textOf(`${folder}/cgroup.events`))
+  );
+}
+
+/** A file of a cgroup; empty where the cgroup is of another hierarchy. */
+export function textOf(path: string): string {
+  try {
+    return Deno.readTextFileSync(path);
+  } catch {
+    return "";
+  }
+}
+
+/** Lets frozen processes of a namespace's containers go on: with version 1, not even SIGKILL ends them before. */
+export function thaw(namespace: string): void {
+  if (!areFrozen(namespace)) return;
+  for (const folder of containerCgroups(namespace)) {
+    for (const [file, thawed] of [["freezer.state", "THAWED"], ["cgroup.freeze", "0"]] as const) {
+      try {
+        Deno.writeTextFileSync(`${folder}/${file}`, thawed, { create: false });
+      } catch {
+        // another hierarchy
+      }
+    }
+  }
+}
