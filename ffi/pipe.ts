@@ -62,6 +62,29 @@ export function splice(from: number, to: number, length: number): number {
   }
 }
 
+/** How much {@link copy} moves at once, in bytes: all that a terminal holds. */
+const COPY_SIZE = 65_536;
+let buffer: Uint8Array<ArrayBuffer> | undefined;
+
+/**
+ * Moves up to `length` bytes to a descriptor that is never full, a file, for those that {@link splice} does not take.
+ *
+ * @returns as {@link splice} does
+ * @throws {SystemError} the reader's, or the writer's: ENOSPC; what had been read is lost then
+ */
+export function copy(from: number, to: number, length: number): number {
+  buffer ??= new Uint8Array(COPY_SIZE);
+  const count = fds.read(from, buffer.subarray(0, length));
+  if (count === 0) return 0;
+  if (count < 0) {
+    const error = errno();
+    if (error === Errno.EAGAIN || error === Errno.EINTR) return -1;
+    throw new SystemError("read of descriptor", error, from);
+  }
+  for (let at = 0; at < count;) at += check(fds.write(to, buffer.subarray(at, count)), "write to descriptor", to);
+  return count;
+}
+
 /**
  * Makes a FIFO; one that is there already is left as it is.
  *

@@ -2,6 +2,7 @@
 
 import { kill } from "../../ffi/process.ts";
 import { Errno, SystemError } from "../../ffi/libc.ts";
+import { Signal } from "../../ffi/signals.ts";
 import { Code, StatusError } from "../ttrpc/status.ts";
 import { readPidFile } from "./bundle.ts";
 import type { Context } from "./context.ts";
@@ -51,11 +52,12 @@ export class Exec extends Process {
 
   async #start(): Promise<void> {
     const { reaper } = this.context;
-    const { bundle, ioUid, ioGid } = this.#init.config;
+    const { bundle } = this.#init.config;
     const process = `${bundle}/${this.id}.process.json`;
     using _hold = reaper.hold();
+    let started = false;
     try {
-      const streams = this.openStreams(ioUid, ioGid);
+      const streams = await this.openStreams(this.#init.config);
       try {
         Deno.writeTextFileSync(
           process,
@@ -67,6 +69,7 @@ export class Exec extends Process {
           pidFile: this.#pidFile,
           process,
         });
+        started = true;
         streams.connectOutput();
         streams.connectStdin();
         this.pid = readPidFile(this.#pidFile);
@@ -75,7 +78,8 @@ export class Exec extends Process {
         removeIfThere(process);
       }
     } catch (error) {
-      this.streams?.[Symbol.dispose]();
+      if (started) this.#killStarted();
+      await this.streams?.close();
       // Whoever waits for it is not left waiting, and it can be deleted.
       this.setExited({ status: NOT_STARTED, at: new Date() });
       throw runtimeError("OCI runtime exec failed", error);
@@ -85,6 +89,15 @@ export class Exec extends Process {
       this.setExited(exit);
       this.#onExit(this, exit);
     });
+  }
+
+  /** Ends a process that runs but is not to: it has no streams. */
+  #killStarted(): void {
+    try {
+      kill(readPidFile(this.#pidFile), Signal.SIGKILL);
+    } catch (error) {
+      this.context.log.error("a process that could not be given its streams is left", { id: this.id, error });
+    }
   }
 
   override kill(signal: number, _all: boolean): Promise<void> {
@@ -111,7 +124,7 @@ export class Exec extends Process {
   delete(): Promise<void> {
     return this.serialize("delete", async () => {
       await this.drained();
-      this.streams?.[Symbol.dispose]();
+      await this.streams?.close();
       removeIfThere(this.#pidFile);
       this.machine.become("deleted");
     });

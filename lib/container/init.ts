@@ -17,6 +17,8 @@ import type { StdioConfig } from "./streams.ts";
 /** What an init process is created from. */
 export interface InitConfig {
   readonly id: string;
+  /** containerd's. */
+  readonly namespace: string;
   /** The bundle's directory, absolute. */
   readonly bundle: string;
   readonly stdio: StdioConfig;
@@ -24,9 +26,9 @@ export interface InitConfig {
   readonly rootfs: string;
   readonly noPivotRoot: boolean;
   readonly noNewKeyring: boolean;
-  /** Who owns the pipes of its streams. */
-  readonly ioUid: number;
-  readonly ioGid: number;
+  /** Who owns the pipes of its streams, and of those of its execs. */
+  readonly uid: number;
+  readonly gid: number;
 }
 
 /** The pid file of init, in the bundle. */
@@ -77,8 +79,8 @@ export class Init extends Process {
    * @throws {StatusError} with the runtime's own last message
    */
   async create(): Promise<void> {
-    const { id, bundle, ioUid, ioGid } = this.#config;
-    const streams = this.openStreams(ioUid, ioGid);
+    const { id, bundle } = this.#config;
+    const streams = await this.openStreams(this.#config);
     const pidFile = `${bundle}/${PID_FILE}`;
     using _hold = this.context.reaper.hold();
     let exists = false;
@@ -96,7 +98,7 @@ export class Init extends Process {
       streams.connectOutput();
       this.pid = readPidFile(pidFile);
     } catch (error) {
-      streams[Symbol.dispose]();
+      await streams.close();
       if (exists) await this.#runc.delete(id, true).catch((error) => this.#logLeft(error));
       throw runtimeError("OCI runtime create failed", error);
     }
@@ -184,7 +186,7 @@ export class Init extends Process {
     return this.serialize("delete", async () => {
       this.#stdinTimer?.[Symbol.dispose]();
       const [removed] = await Promise.allSettled([this.#remove(), this.drained()]);
-      this.streams?.[Symbol.dispose]();
+      await this.streams?.close();
       const { rootfs } = this.#config;
       if (rootfs !== "") {
         try {

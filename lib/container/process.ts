@@ -7,7 +7,7 @@ import { ConsoleStdio } from "./console.ts";
 import type { Context } from "./context.ts";
 import type { Action, State, StateMachine } from "./state.ts";
 import { PipeStdio } from "./stdio.ts";
-import type { ProcessStreams, StdioConfig } from "./streams.ts";
+import type { ProcessStreams, StdioConfig, StdioOptions } from "./streams.ts";
 
 /** How long the end of a process's output is waited for before it is closed, in ms. */
 const DRAIN_TIMEOUT_MS = 2000;
@@ -102,16 +102,15 @@ export abstract class Process {
   }
 
   /**
-   * Opens the streams that it is to be started with; `uid` and `gid` own what it may want to open again.
+   * Opens the streams that it is to be started with.
    *
-   * @throws {SystemError} when one cannot be opened
+   * @param config.uid and `gid` own what the process may want to open again
+   * @throws {SystemError | Error} when one cannot be opened
    * @throws {StatusError} INVALID_ARGUMENT for a scheme that is not known
    */
-  protected openStreams(uid: number, gid: number): ProcessStreams {
-    const options = { poller: this.context.poller, uid, gid };
-    const streams = this.stdio.terminal ? ConsoleStdio.open(this.stdio, options) : PipeStdio.open(this.stdio, options);
-    this.streams = streams;
-    return streams;
+  protected async openStreams(config: Omit<StdioOptions, "context" | "id">): Promise<ProcessStreams> {
+    const options = { ...config, context: this.context, id: this.id };
+    return this.streams = await (this.stdio.terminal ? ConsoleStdio : PipeStdio).open(this.stdio, options);
   }
 
   /** Waits for its output to be passed on, but not for long: something else may hold it open. */

@@ -3,14 +3,15 @@
 import * as fds from "../../ffi/fd.ts";
 import { changeOwner, pipe } from "../../ffi/pipe.ts";
 import type { ProcessDescriptors } from "../runtime/runc.ts";
-import { Code, StatusError } from "../ttrpc/status.ts";
+import { isFifo, openFifoToRead, openOutput, takesBoth } from "./endpoint.ts";
+import { Logger } from "./logger.ts";
 import { Stream } from "./stream.ts";
 import type { ProcessStreams, StdioConfig, StdioOptions } from "./streams.ts";
 
 type OutputName = "stdout" | "stderr";
 
 /**
- * Pipes between a process and the FIFOs that containerd has made for it.
+ * Pipes between a process and the FIFOs that containerd has made for it, or loggers. A file is given to the process itself.
  *
  * The other end of each FIFO is held open here too: a client that detaches stalls the process, or leaves its input
  * open, until it comes back.
@@ -24,6 +25,8 @@ export class PipeStdio implements ProcessStreams {
     null,
   ];
   readonly #streams = new Map<string, Stream>();
+  /** By what containerd calls them: one may take both outputs. */
+  readonly #loggers = new Map<string, Logger>();
   /** Output that does not move yet. */
   readonly #waiting: { readonly name: OutputName; readonly from: number; readonly to: number }[] = [];
   /** The write end of the pipe of standard input, as long as nothing comes through it. */
@@ -39,24 +42,23 @@ export class PipeStdio implements ProcessStreams {
   }
 
   /**
-   * Opens the streams.
+   * Opens the streams, and starts the loggers that they go to.
    *
-   * @throws {SystemError} when one cannot be opened
+   * @throws {SystemError | Error} when one cannot be opened or started
    * @throws {StatusError} INVALID_ARGUMENT for a scheme that is not known
    */
-  static open(config: StdioConfig, options: StdioOptions): PipeStdio {
+  static async open(config: StdioConfig, options: StdioOptions): Promise<PipeStdio> {
     const stdio = new PipeStdio(config, options);
+    const { stdin, stdout } = config;
+    const stderr = config.stderr || (takesBoth(stdout) ? stdout : "");
     try {
-      if (config.stdin !== "") stdio.#openStdin(config.stdin);
-      if (config.stdout !== "") {
-        stdio.#openOutput(1, "stdout", config.stdout);
-      }
-      // A log file is for both.
-      const stderr = config.stderr || (schemeOf(config.stdout) === FILE_SCHEME ? config.stdout : "");
-      if (stderr !== "") stdio.#openOutput(2, "stderr", stderr);
+      if (stdin !== "") stdio.#openStdin(stdin);
+      if (stdout !== "") await stdio.#openOutput(1, "stdout", stdout);
+      if (stderr !== "") await stdio.#openOutput(2, "stderr", stderr);
+      for (const logger of stdio.#loggers.values()) logger.closeOutputs();
       return stdio;
     } catch (error) {
-      stdio[Symbol.dispose]();
+      await stdio.close();
       throw error;
     }
   }
@@ -71,7 +73,8 @@ export class PipeStdio implements ProcessStreams {
 
   get drained(): Promise<void> {
     const outputs = ["stdout", "stderr"].map((name) => this.#streams.get(name)?.done);
-    return Promise.all(outputs).then(() => {});
+    const loggers = [...this.#loggers.values()].map(({ ended }) => ended);
+    return Promise.all([...outputs, ...loggers]).then(() => {});
   }
 
   resize(): void {
@@ -91,7 +94,7 @@ export class PipeStdio implements ProcessStreams {
     this.#stdinWriter = undefined;
   }
 
-  [Symbol.dispose](): void {
+  async close(): Promise<void> {
     this.closeChildEnds();
     this.closeStdin();
     if (this.#stdinPipe !== undefined) fds.close(this.#stdinPipe);
@@ -101,20 +104,17 @@ export class PipeStdio implements ProcessStreams {
       fds.close(to);
     }
     for (const stream of this.#streams.values()) stream.close();
+    await Promise.all([...this.#loggers.values()].map((logger) => logger.stop()));
   }
 
   #openStdin(path: string): void {
-    if (!Deno.statSync(path).isFifo) {
-      const file = fds.open(path, fds.O.RDONLY | fds.O.NOCTTY);
-      this.#descriptors[0] = file;
-      this.#childEnds.push(file);
+    if (!isFifo(path)) {
+      this.#giveToProcess(0, fds.open(path, fds.O.RDONLY | fds.O.NOCTTY));
       return;
     }
     const { read, write } = pipe();
-    this.#descriptors[0] = read;
-    this.#childEnds.push(read);
     this.#stdinPipe = write;
-    changeOwner(read, this.#options.uid, this.#options.gid);
+    this.#givePipe(0, read);
     fds.setNonblocking(write);
   }
 
@@ -139,73 +139,46 @@ export class PipeStdio implements ProcessStreams {
     if (!this.#stdinClosed) this.#stdinWriter = fds.open(path, fds.O.WRONLY | fds.O.NONBLOCK);
   }
 
-  #openOutput(number: 1 | 2, name: OutputName, target: string): void {
-    const path = pathOf(target);
-    if (!Deno.statSync(path).isFifo) {
+  async #openOutput(number: 1 | 2, name: OutputName, target: string): Promise<void> {
+    const output = openOutput(target);
+    if (output.kind === "file") {
       // A file needs no one to stand between: its writer is never kept waiting, and never without a reader.
-      const file = fds.open(path, fds.O.WRONLY | fds.O.APPEND | fds.O.NOCTTY);
-      this.#descriptors[number] = file;
-      this.#childEnds.push(file);
+      this.#giveToProcess(number, output.fd);
       return;
     }
-    const fifo = openFifoToWrite(path);
-    const { read, write } = pipe();
-    this.#descriptors[number] = write;
-    this.#childEnds.push(write);
-    this.#waiting.push({ name, from: read, to: fifo });
-    changeOwner(write, this.#options.uid, this.#options.gid);
-    fds.setNonblocking(read);
+    if (output.kind === "logger") {
+      const { context, ...options } = this.#options;
+      let logger = this.#loggers.get(output.uri);
+      if (logger === undefined) {
+        logger = await Logger.start(context, output.uri, { ...options, cwd: options.bundle });
+        this.#loggers.set(output.uri, logger);
+      }
+      this.#givePipe(number, logger.takeOutput(name));
+      return;
+    }
+    let ends;
+    try {
+      ends = pipe();
+    } catch (error) {
+      fds.close(output.fd);
+      throw error;
+    }
+    this.#waiting.push({ name, from: ends.read, to: output.fd });
+    this.#givePipe(number, ends.write);
+    fds.setNonblocking(ends.read);
+  }
+
+  #givePipe(number: 0 | 1 | 2, fd: number): void {
+    this.#giveToProcess(number, fd);
+    changeOwner(fd, this.#options.uid, this.#options.gid);
+  }
+
+  #giveToProcess(number: 0 | 1 | 2, fd: number): void {
+    this.#descriptors[number] = fd;
+    this.#childEnds.push(fd);
   }
 
   #stream(name: string, from: number, to: number): void {
-    this.#streams.set(name, new Stream(this.#options.poller, from, to));
+    this.#streams.set(name, new Stream(this.#options.context.poller, from, to));
   }
-}
-
-/** Modes of a log file that `file://` asks for, and of the folders that lead to it. */
-const FILE_MODE = 0o644;
-const FOLDER_MODE = 0o755;
-
-/**
- * The path that an output goes to; the file of a `file://` is made, with its folders, if it is not there.
- *
- * @throws {SystemError | Error} when it cannot be made
- * @throws {StatusError} INVALID_ARGUMENT for a scheme that is not known
- */
-function pathOf(target: string): string {
-  const scheme = schemeOf(target);
-  if (scheme === undefined) return target;
-  if (scheme !== FILE_SCHEME) {
-    throw new StatusError(Code.INVALID_ARGUMENT, `unknown STDIO scheme ${scheme} in ${JSON.stringify(target)}`);
-  }
-  const path = decodeURIComponent(new URL(target).pathname);
-  Deno.mkdirSync(path.slice(0, path.lastIndexOf("/")) || "/", { recursive: true, mode: FOLDER_MODE });
-  fds.close(fds.open(path, fds.O.WRONLY | fds.O.APPEND | fds.O.CREAT | fds.O.NOCTTY, FILE_MODE));
-  return path;
-}
-
-const FILE_SCHEME = "file";
-
-/** The scheme of a URI; undefined for a path. */
-function schemeOf(target: string): string | undefined {
-  return /^([A-Za-z][A-Za-z0-9+.-]*):/.exec(target)?.[1];
-}
-
-/**
- * Opens the FIFO of an input; the caller owns the descriptor.
- *
- * @throws {SystemError}
- */
-export function openFifoToRead(path: string): number {
-  return fds.open(path, fds.O.RDONLY | fds.O.NONBLOCK);
-}
-
-/**
- * Opens the FIFO of an output, both of its ends: a reader that goes away stalls the process. The caller owns the
- * descriptor.
- *
- * @throws {SystemError}
- */
-export function openFifoToWrite(path: string): number {
-  return fds.open(path, fds.O.RDWR | fds.O.NONBLOCK);
 }

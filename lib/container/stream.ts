@@ -1,8 +1,8 @@
-/** Bytes on their way from one descriptor to another, inside the kernel. */
+/** Bytes on their way from one descriptor to another, inside the kernel where it can. */
 
 import { close } from "../../ffi/fd.ts";
 import { Errno, SystemError } from "../../ffi/libc.ts";
-import { growPipe, splice } from "../../ffi/pipe.ts";
+import { copy, growPipe, splice } from "../../ffi/pipe.ts";
 import { Event, type Poller } from "../../ffi/poll.ts";
 
 /** Asked of the kernel at once, in bytes: as much as a pipe may hold without privilege. */
@@ -13,14 +13,22 @@ const TURN_CALLS = 64;
 /** Size of a new pipe, in bytes: pipe(7). */
 const PIPE_SIZE = 65_536;
 
+/** Options of {@link Stream}. */
+export interface StreamOptions {
+  /** Whether the second descriptor is a file that is opened to append: splice(2) refuses those. */
+  readonly toFile?: boolean;
+}
+
 /**
- * Moves bytes from a pipe, FIFO or terminal to another, one of them a pipe or FIFO, until the first is at its end or the second has no reader. It owns both
- * descriptors, which must be nonblocking, and closes them then.
+ * Moves bytes from a pipe, FIFO or terminal to another, or to a file, until the first is at its end or the second has no
+ * reader. One of the two must be a pipe or FIFO, or the second a file. It owns both descriptors, which must be
+ * nonblocking, and closes them then.
  */
 export class Stream {
   readonly #poller: Poller;
   readonly #from: number;
   readonly #to: number;
+  readonly #toFile: boolean;
   readonly #done = Promise.withResolvers<void>();
   #open = true;
   #grown = false;
@@ -31,14 +39,16 @@ export class Stream {
    *
    * @throws {SystemError} when the descriptors cannot be watched; they are closed then
    */
-  constructor(poller: Poller, from: number, to: number) {
+  constructor(poller: Poller, from: number, to: number, { toFile = false }: StreamOptions = {}) {
     this.#poller = poller;
     this.#from = from;
     this.#to = to;
+    this.#toFile = toFile;
     const pump = () => this.#pump();
     try {
       poller.add(from, Event.IN, pump);
-      poller.add(to, Event.OUT, pump);
+      // A file takes whatever comes, and epoll(7) takes no file.
+      if (!toFile) poller.add(to, Event.OUT, pump);
     } catch (error) {
       this.close();
       throw error;
@@ -80,7 +90,7 @@ export class Stream {
       }
       let count: number;
       try {
-        count = splice(this.#from, this.#to, PIECE);
+        count = (this.#toFile ? copy : splice)(this.#from, this.#to, PIECE);
       } catch (error) {
         this.close();
         // No reader is left, or, of a terminal, no process that has it open: what it had printed has been moved by then.
@@ -91,7 +101,7 @@ export class Stream {
       if (count === 0) return this.close();
       this.#bytes += count;
       moved += count;
-      if (!this.#grown && moved >= PIPE_SIZE) this.#grow();
+      if (!this.#toFile && !this.#grown && moved >= PIPE_SIZE) this.#grow();
     }
   }
 

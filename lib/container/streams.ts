@@ -1,7 +1,7 @@
 /** The standard streams of a process, with a terminal or without. */
 
-import type { Poller } from "../../ffi/poll.ts";
 import type { ProcessStdio } from "../runtime/runc.ts";
+import type { Context } from "./context.ts";
 
 /** Where a process's streams go, as containerd says it: a path or a URI each, empty for none. */
 export interface StdioConfig {
@@ -11,16 +11,21 @@ export interface StdioConfig {
   readonly terminal: boolean;
 }
 
-/** What streams need of their process. */
+/** What streams need to know of their process. */
 export interface StdioOptions {
-  readonly poller: Poller;
+  readonly context: Context;
+  /** The process's id, for a logger. */
+  readonly id: string;
+  readonly namespace: string;
+  /** The working directory of a logger. */
+  readonly bundle: string;
   /** Who owns the pipes, so that a process that is not root can open /dev/stdout again. */
   readonly uid: number;
   readonly gid: number;
 }
 
-/** What the streams of a process have in common. Disposing of them closes what is still open. */
-export interface ProcessStreams extends Disposable {
+/** What the streams of a process have in common. */
+export interface ProcessStreams {
   /** What the process is to be started with. */
   readonly stdio: ProcessStdio;
   /** Closes here what only the process is to have: to be called when it has been started, or has not. */
@@ -29,7 +34,7 @@ export interface ProcessStreams extends Disposable {
    * Has output go where it belongs, once: after the runtime has started the process, for what it says when it cannot is
    * not the process's.
    *
-   * @throws {Error} when there is no terminal, or an output cannot be opened
+   * @throws {Error} when there is no terminal
    */
   connectOutput(): void;
   /**
@@ -47,4 +52,6 @@ export interface ProcessStreams extends Disposable {
   resize(columns: number, rows: number): void;
   /** Bytes moved so far, by stream. */
   readonly moved: Readonly<Record<string, number>>;
+  /** Closes what is still open, and ends what has been started for it; settled when that has ended. */
+  close(): Promise<void>;
 }

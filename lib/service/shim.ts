@@ -160,6 +160,7 @@ export class ShimService {
       this.#context,
       {
         id: request.id,
+        namespace: this.#config.namespace,
         bundle: request.bundle,
         stdio: stdioOf(request),
         mounts: request.rootfs.map(({ type, source, options }) => ({
@@ -169,8 +170,8 @@ export class ShimService {
         })),
         noPivotRoot: options.noPivotRoot,
         noNewKeyring: options.noNewKeyring,
-        ioUid: options.ioUid,
-        ioGid: options.ioGid,
+        uid: options.ioUid,
+        gid: options.ioGid,
       },
       runc,
       (process, exit) => this.#publishExit(process, exit),

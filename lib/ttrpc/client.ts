@@ -16,6 +16,8 @@ const LAST_CODE = Code.UNAUTHENTICATED;
 
 /** Options of {@linkcode Client.call}. */
 export interface CallOptions {
+  /** What goes with the call beside its payload. */
+  readonly metadata?: Readonly<Record<string, string>>;
   /** Time until the call fails with DEADLINE_EXCEEDED, in ms; the server is told of it. Without one it waits for ever. */
   readonly timeoutMs?: number;
   /** Makes the call fail with CANCELED; the server is not told. */
@@ -64,7 +66,7 @@ export class Client implements Disposable {
     options: CallOptions = {},
   ): Promise<Uint8Array> {
     const what = `${service}/${method}`;
-    const { timeoutMs, signal } = options;
+    const { timeoutMs, signal, metadata = {} } = options;
     if (this.#closeReason) {
       return Promise.reject(unavailable(what, this.#closeReason));
     }
@@ -77,6 +79,7 @@ export class Client implements Disposable {
       method,
       payload,
       timeoutNano: timeoutMs === undefined ? 0 : Math.ceil(timeoutMs * 1e6),
+      metadata: Object.entries(metadata).map(([key, value]) => ({ key, value })),
     }).finish();
     const obstacle = request.length > MAX_PAYLOAD
       ? `the request of ${request.length} bytes is over the limit of ${MAX_PAYLOAD} bytes`

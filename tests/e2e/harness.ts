@@ -261,9 +261,13 @@ shim_debug = ${this.#shimDebug}
     return start(this.runArguments(id, command, options), { patienceMs: options.patienceMs ?? PATIENCE_MS });
   }
 
-  /** Starts a container that stays when ctr has ended. */
-  async runDetached(id: string, command: readonly string[], options: RunOptions = {}): Promise<void> {
-    const flags = ["--detach", "--null-io", ...options.flags ?? []];
+  /** Starts a container that stays when ctr has ended; without any streams, unless flags for them are given. */
+  async runDetached(
+    id: string,
+    command: readonly string[],
+    options: RunOptions & { readonly io?: readonly string[] } = {},
+  ): Promise<void> {
+    const flags = ["--detach", ...options.io ?? ["--null-io"], ...options.flags ?? []];
     await must(this.runArguments(id, command, { ...options, flags }));
   }
 

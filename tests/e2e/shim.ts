@@ -230,7 +230,9 @@ export class Shim {
   /** Calls a method by its bytes, over the one connection that containerd would have. */
   async call<T>(method: string, request: Uint8Array, response: Decoder<T>, timeoutMs = PATIENCE_MS): Promise<T> {
     this.#client ??= await this.connect();
-    return response.decode(await this.#client.call(SERVICE, method, request, { timeoutMs }));
+    // As containerd does, whose Go shim wants it.
+    const metadata = { "containerd-namespace-ttrpc": this.namespace };
+    return response.decode(await this.#client.call(SERVICE, method, request, { timeoutMs, metadata }));
   }
 
   /** @returns the pid of the container's init */

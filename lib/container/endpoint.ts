@@ -1,0 +1,72 @@
+/** The far ends of a process's streams: what the strings that containerd gives for them mean. */
+
+import * as fds from "../../ffi/fd.ts";
+import { Code, StatusError } from "../ttrpc/status.ts";
+
+/** Where an output goes: a FIFO or a file, whose descriptor the caller owns, or a logger, which is yet to be started. */
+export type Output =
+  | { readonly kind: "fifo"; readonly fd: number }
+  | { readonly kind: "file"; readonly fd: number }
+  | { readonly kind: "logger"; readonly uri: string };
+
+/** Modes of a log file that `file://` asks for, and of the folders that lead to it. */
+const FILE_MODE = 0o644;
+const FOLDER_MODE = 0o755;
+
+/**
+ * Opens an output: a path, or a URI; the file of a `file://` is made, with its folders, if it is not there.
+ *
+ * @throws {SystemError | Error} when it cannot be opened
+ * @throws {StatusError} INVALID_ARGUMENT for a scheme that is not known
+ */
+export function openOutput(target: string): Output {
+  switch (schemeOf(target)) {
+    case undefined:
+      return isFifo(target)
+        ? { kind: "fifo", fd: openFifoToWrite(target) }
+        : { kind: "file", fd: fds.open(target, fds.O.WRONLY | fds.O.APPEND | fds.O.NOCTTY) };
+    case "file":
+      return { kind: "file", fd: openLogFile(decodeURIComponent(new URL(target).pathname)) };
+    case "binary":
+      return { kind: "logger", uri: target };
+    default:
+      throw new StatusError(
+        Code.INVALID_ARGUMENT,
+        `unknown STDIO scheme ${schemeOf(target)} in ${JSON.stringify(target)}`,
+      );
+  }
+}
+
+/** Whether a target takes standard output and standard error together, unless another is given for the latter. */
+export function takesBoth(target: string): boolean {
+  return schemeOf(target) !== undefined;
+}
+
+/** Whether there is a FIFO at a path. */
+export function isFifo(path: string): boolean {
+  return Deno.statSync(path).isFifo === true;
+}
+
+/**
+ * Opens the FIFO of an input; the caller owns the descriptor.
+ *
+ * @throws {SystemError}
+ */
+export function openFifoToRead(path: string): number {
+  return fds.open(path, fds.O.RDONLY | fds.O.NONBLOCK);
+}
+
+/** Opens the FIFO of an output, both of its ends: a reader that goes away stalls the process. */
+function openFifoToWrite(path: string): number {
+  return fds.open(path, fds.O.RDWR | fds.O.NONBLOCK);
+}
+
+function openLogFile(path: string): number {
+  Deno.mkdirSync(path.slice(0, path.lastIndexOf("/")) || "/", { recursive: true, mode: FOLDER_MODE });
+  return fds.open(path, fds.O.WRONLY | fds.O.APPEND | fds.O.CREAT | fds.O.NOCTTY, FILE_MODE);
+}
+
+/** The scheme of a URI; undefined for a path. */
+function schemeOf(target: string): string | undefined {
+  return /^([A-Za-z][A-Za-z0-9+.-]*):/.exec(target)?.[1];
+}
