@@ -105,7 +105,7 @@ export function reap(): Exit | undefined {
 }
 
 /** The status word of wait(2) as a shell says it. */
-function exitStatus(word: number): number {
+export function exitStatus(word: number): number {
   const signal = word & 0x7f;
   return signal === 0 ? (word >> 8) & 0xff : 128 + signal;
 }

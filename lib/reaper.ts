@@ -1,8 +1,13 @@
 /** The children of this process: each is reaped once, and whoever waits for it learns how it ended. */
 
+import { close } from "../ffi/fd.ts";
+import { exitStatusOf, openPidfd } from "../ffi/pidfd.ts";
+import { Event, type Poller } from "../ffi/poll.ts";
 import { type Exit as Reaped, kill, reap, spawn, type SpawnOptions } from "../ffi/process.ts";
 import { Signal } from "../ffi/signals.ts";
-import type { Timer } from "./async.ts";
+import { messageOf } from "./errors.ts";
+import { sleep, type Timer } from "./async.ts";
+import type { Logger } from "./log.ts";
 
 /** A child's end. */
 export interface Exit extends Reaped {
@@ -22,17 +27,36 @@ export type Run = (options: RunOptions) => Promise<Exit>;
 /** Told of an exit, once. */
 export type ExitHandler = (exit: Exit) => void;
 
+/** The status of a process that has ended in a way that nobody can tell. */
+export const UNKNOWN_STATUS = 255;
+/** How often, and after how many ms, the kernel is asked for the status of a process that another is about to reap. */
+const STATUS_TRIES = 10;
+const STATUS_DELAY_MS = 50;
+
+/** A process whose exit somebody waits for. */
+interface Watched {
+  readonly handler: ExitHandler;
+  /** Tells that it has ended, if no SIGCHLD does; ours to close. */
+  readonly pidfd?: number;
+}
+
+/** Options of {@link Reaper}. */
+export interface ReaperOptions {
+  readonly timer: Timer;
+  readonly poller: Poller;
+  readonly log: Logger;
+}
+
 /** Reaps children. One for each process: children belong to the process. */
 export class Reaper {
-  readonly #handlers = new Map<number, ExitHandler>();
+  readonly #watched = new Map<number, Watched>();
   /** Exits of children that nobody had asked for when they were reaped, kept while someone may yet ask. */
   readonly #unclaimed = new Map<number, Exit>();
-  readonly #timer: Timer;
+  readonly #options: ReaperOptions;
   #holds = 0;
 
-  /** @param timer for {@link run} */
-  constructor(timer: Timer) {
-    this.#timer = timer;
+  constructor(options: ReaperOptions) {
+    this.#options = options;
   }
 
   /**
@@ -46,14 +70,13 @@ export class Reaper {
     for (let ended = reap(); ended !== undefined; ended = reap()) exits.push({ ...ended, at });
     const errors: unknown[] = [];
     for (const exit of exits) {
-      const handler = this.#handlers.get(exit.pid);
-      if (handler === undefined) {
+      const watched = this.#watched.get(exit.pid);
+      if (watched === undefined) {
         if (this.#holds > 0) this.#unclaimed.set(exit.pid, exit);
         continue;
       }
-      this.#handlers.delete(exit.pid);
       try {
-        handler(exit);
+        this.#tell(watched, exit);
       } catch (error) {
         errors.push(error);
       }
@@ -78,15 +101,61 @@ export class Reaper {
     };
   }
 
-  /** Has `handler` told when the child `pid` has ended: at once, when it has already and was held. */
+  /**
+   * Has `handler` told when a process has ended that the OCI runtime has started: at once, when it has already and was
+   * held. It should be a child of this process; should another have become its parent, or have reaped it, that is found
+   * out by itself, and logged, and its status is the true one where the kernel tells it, and otherwise
+   * {@link UNKNOWN_STATUS}.
+   */
   watch(pid: number, handler: ExitHandler): void {
     const exit = this.#unclaimed.get(pid);
-    if (exit === undefined) {
-      this.#handlers.set(pid, handler);
-    } else {
+    if (exit !== undefined) {
       this.#unclaimed.delete(pid);
       handler(exit);
+      return;
     }
+    let watched: Watched = { handler };
+    this.#watched.set(pid, watched);
+    try {
+      const pidfd = openPidfd(pid);
+      if (pidfd === undefined) {
+        this.#options.log.warn("a process had been reaped by another before it was known", { pid });
+        this.#tell(watched, { pid, status: UNKNOWN_STATUS, at: new Date() });
+        return;
+      }
+      watched = { handler, pidfd };
+      this.#watched.set(pid, watched);
+      this.#options.poller.add(pidfd, Event.IN, () => {
+        // It is our child, as a rule, and this is the same news as SIGCHLD.
+        this.collect();
+        if (this.#watched.get(pid) === watched) this.#endedElsewhere(pid, watched);
+      });
+    } catch (error) {
+      this.#options.log.warn("a process is watched by SIGCHLD alone", { pid, error: messageOf(error) });
+    }
+  }
+
+  /** A watched process has ended that is no child of ours, or that something else has reaped. */
+  async #endedElsewhere(pid: number, watched: Watched): Promise<void> {
+    const at = new Date();
+    let status;
+    for (let tries = 0; status === undefined && tries < STATUS_TRIES; tries++) {
+      if (tries > 0) await sleep(this.#options.timer, STATUS_DELAY_MS);
+      // Its parent may have ended too, and left it to us.
+      if (this.#watched.get(pid) !== watched) return;
+      status = exitStatusOf(watched.pidfd!);
+    }
+    this.#options.log.warn("a process has ended that another has reaped", { pid, status: status ?? "unknown" });
+    this.#tell(watched, { pid, status: status ?? UNKNOWN_STATUS, at });
+  }
+
+  #tell({ handler, pidfd }: Watched, exit: Exit): void {
+    this.#watched.delete(exit.pid);
+    if (pidfd !== undefined) {
+      this.#options.poller.remove(pidfd);
+      close(pidfd);
+    }
+    handler(exit);
   }
 
   /**
@@ -98,9 +167,9 @@ export class Reaper {
     const { promise, resolve } = Promise.withResolvers<Exit>();
     // Nothing is reaped between these two: reaping waits for its own turn.
     const pid = spawn(options);
-    this.watch(pid, resolve);
+    this.#watched.set(pid, { handler: resolve });
     if (options.timeoutMs === undefined) return promise;
-    const timer = this.#timer(options.timeoutMs, () => kill(pid, Signal.SIGKILL));
+    const timer = this.#options.timer(options.timeoutMs, () => kill(pid, Signal.SIGKILL));
     return promise.finally(() => timer[Symbol.dispose]());
   }
 }

@@ -49,7 +49,7 @@ export async function run(options: Options): Promise<number> {
   const unblocked = await blockEverywhere();
   const poller = await Poller.open((error) => log.error("a descriptor's handler failed", { error }));
   const timer = (ms: number, callback: () => void) => after(poller, ms, callback);
-  const reaper = new Reaper(timer);
+  const reaper = new Reaper({ timer, poller, log });
   const ended = Promise.withResolvers<void>();
   const onSignal = (signal: number) => {
     switch (signal) {

@@ -4,6 +4,7 @@ import { kill } from "../../ffi/process.ts";
 import { Errno, SystemError } from "../../ffi/libc.ts";
 import { Signal } from "../../ffi/signals.ts";
 import { Code, StatusError } from "../ttrpc/status.ts";
+import { RuntimeError } from "../runtime/runc.ts";
 import { readPidFile } from "./bundle.ts";
 import type { Context } from "./context.ts";
 import type { Init } from "./init.ts";
@@ -78,7 +79,7 @@ export class Exec extends Process {
         removeIfThere(process);
       }
     } catch (error) {
-      if (started) this.#killStarted();
+      if (started || (error instanceof RuntimeError && error.killed)) this.#killStarted();
       await this.streams?.close();
       // Whoever waits for it is not left waiting, and it can be deleted.
       this.setExited({ status: NOT_STARTED, at: new Date() });
@@ -96,6 +97,7 @@ export class Exec extends Process {
     try {
       kill(readPidFile(this.#pidFile), Signal.SIGKILL);
     } catch (error) {
+      if (error instanceof Deno.errors.NotFound) return;
       this.context.log.error("a process that could not be given its streams is left", { id: this.id, error });
     }
   }

@@ -4,7 +4,7 @@ import { messageOf } from "../errors.ts";
 import { Signal } from "../../ffi/signals.ts";
 import { within } from "../async.ts";
 import type { Exit } from "../reaper.ts";
-import type { Runc } from "../runtime/runc.ts";
+import { type Runc, RuntimeError } from "../runtime/runc.ts";
 import { Code, StatusError } from "../ttrpc/status.ts";
 import { ownsPidNamespace, readPidFile } from "./bundle.ts";
 import type { Context } from "./context.ts";
@@ -99,6 +99,7 @@ export class Init extends Process {
       this.pid = readPidFile(pidFile);
     } catch (error) {
       await streams.close();
+      exists ||= error instanceof RuntimeError && error.killed;
       if (exists) await this.#runc.delete(id, true).catch((error) => this.#logLeft(error));
       throw runtimeError("OCI runtime create failed", error);
     }
@@ -108,6 +109,7 @@ export class Init extends Process {
   }
 
   #logLeft(error: unknown): void {
+    if (messageOf(error).includes("does not exist")) return;
     this.context.log.error("a container that could not be created is left", { id: this.id, error });
   }
 

@@ -24,6 +24,13 @@ export interface RuncOptions {
 /** A runtime command that failed. The message is the runtime's own last error. */
 export class RuntimeError extends Error {
   override readonly name = "RuntimeError";
+  /** Whether it was ended by a signal: what it had done by then is done. */
+  readonly killed: boolean;
+
+  constructor(message: string, options?: ErrorOptions & { readonly killed?: boolean }) {
+    super(message, options);
+    this.killed = options?.killed ?? false;
+  }
 }
 
 /** The descriptors of a process that the runtime starts: standard input, output and error; null is /dev/null. */
@@ -214,6 +221,7 @@ export class Runc {
     const said = logs ?? printed.trim();
     return new RuntimeError(
       said !== "" ? said : `${this.#options.command} ${command} ended with status ${status} and said nothing`,
+      { killed: status > 128 },
     );
   }
 
