@@ -6,6 +6,7 @@ import { must } from "./command.ts";
 import { inEachForm } from "./env.ts";
 import { SERVICE, Status, withShim } from "./shim.ts";
 import { PATIENCE_MS } from "./until.ts";
+import { encodeFrame, REQUEST } from "./wire.ts";
 
 import v1 = containerd.runtime.linux.shim.v1;
 
@@ -39,12 +40,7 @@ const CONNECT_AS = `
 /** A whole frame that asks for ShimInfo. */
 function request(): string {
   const payload = ttrpc.Request.encode({ service: SERVICE, method: "ShimInfo" }).finish();
-  const header = new Uint8Array(10);
-  const view = new DataView(header.buffer);
-  view.setUint32(0, payload.length);
-  view.setUint32(4, 1);
-  view.setUint8(8, 1);
-  return header.toHex() + payload.toHex();
+  return encodeFrame({ stream: 1, type: REQUEST, payload }).toHex();
 }
 
 inEachForm(
