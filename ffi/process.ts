@@ -206,7 +206,7 @@ export function spawn(options: SpawnOptions): number {
       envp.pointer,
     );
     if (error !== 0) {
-      throw new SystemError("start of program", error, options.args[0]!);
+      throw new SystemError("start of program", error, JSON.stringify(options.args[0]));
     }
     return pid[0]!;
   } finally {

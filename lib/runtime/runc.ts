@@ -1,5 +1,6 @@
 /** The command line of an OCI runtime: runc's, which crun and others follow. */
 
+import { Errno, SystemError } from "../../ffi/libc.ts";
 import { MemoryFile } from "../../ffi/memfd.ts";
 import { messageOf } from "../errors.ts";
 import type { Run } from "../reaper.ts";
@@ -21,7 +22,7 @@ export interface RuncOptions {
   readonly run: Run;
 }
 
-/** A runtime command that failed. The message is the runtime's own last error. */
+/** A runtime command that failed. The message is the runtime's own last error, or why it could not be started. */
 export class RuntimeError extends Error {
   override readonly name = "RuntimeError";
   /** Whether it was ended by a signal: what it had done by then is done. */
@@ -182,23 +183,37 @@ export class Runc {
     descriptors: ProcessDescriptors,
   ): Promise<number> {
     const { command, root, log, criu, systemdCgroup, cwd, run } = this.#options;
-    const { status } = await run({
-      args: [
-        command,
-        "--root",
-        root,
-        "--log",
-        log,
-        "--log-format",
-        "json",
-        ...(criu ? ["--criu", criu] : []),
-        ...(systemdCgroup ? ["--systemd-cgroup"] : []),
-        ...args,
-      ],
-      cwd,
-      descriptors,
-    });
-    return status;
+    try {
+      const { status } = await run({
+        args: [
+          command,
+          "--root",
+          root,
+          "--log",
+          log,
+          "--log-format",
+          "json",
+          ...(criu ? ["--criu", criu] : []),
+          ...(systemdCgroup ? ["--systemd-cgroup"] : []),
+          ...args,
+        ],
+        cwd,
+        descriptors,
+      });
+      return status;
+    } catch (cause) {
+      throw new RuntimeError(this.#startFailure(cause), { cause });
+    }
+  }
+
+  /** Why the runtime could not be started. */
+  #startFailure(cause: unknown): string {
+    const { command, cwd } = this.#options;
+    const missing = cause instanceof SystemError && cause.errno === Errno.ENOENT;
+    // The same error says that there is no such working directory.
+    if (!missing || command.includes("/") || !isDirectory(cwd)) return messageOf(cause);
+    // The words that a runtime has for the same failure of a container's command, and that are looked for.
+    return `exec: ${JSON.stringify(command)}: executable file not found in $PATH`;
   }
 
   /** How much of the log there is already, in bytes: what a command says comes after it. */
@@ -242,5 +257,13 @@ export class Runc {
       }
     }
     return undefined;
+  }
+}
+
+function isDirectory(path: string): boolean {
+  try {
+    return Deno.statSync(path).isDirectory;
+  } catch {
+    return false;
   }
 }

@@ -1,8 +1,24 @@
 /** How the shim runs the OCI runtime. */
 
 import { assert, assertEquals, assertMatch } from "@std/assert";
+import { Code } from "../../lib/ttrpc/status.ts";
 import { onlyOurs, onlyOursInEachForm, OUR_EXECUTABLE } from "./env.ts";
-import { withShim } from "./shim.ts";
+import { assertStatus, withShim } from "./shim.ts";
+
+Deno.test("a runtime that there is not, or that cannot be executed, is named; the next Create works", () =>
+  withShim({ args: ["true"] }, async (shim) => {
+    const missing = /^OCI runtime create failed: .*exec: "no-such-runtime": executable file not found in \$PATH/;
+    await assertStatus(shim.create({}, { runtime: "no-such-runtime" }), Code.UNKNOWN, missing);
+    assertEquals(shim.leftovers(), []);
+    const runtime = `${shim.folder}/no-program`;
+    await Deno.writeTextFile(runtime, "", { mode: 0o644 });
+    const refused = new RegExp(`^OCI runtime create failed: .*${runtime}.*permission denied`);
+    await assertStatus(shim.create({}, { runtime }), Code.UNKNOWN, refused);
+    assertEquals(shim.leftovers(), []);
+    await shim.run();
+    assertEquals((await shim.wait()).status, 0);
+    await shim.delete();
+  }));
 
 /**
  * Keeps what it has been started with, and is runc then. Of its descriptors, the shell has one for the script itself. It
