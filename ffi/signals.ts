@@ -19,12 +19,43 @@ export const Signal = {
   SIGHUP: 1,
   SIGINT: 2,
   SIGQUIT: 3,
+  SIGILL: 4,
+  SIGTRAP: 5,
+  SIGABRT: 6,
+  SIGBUS: 7,
+  SIGFPE: 8,
   SIGKILL: 9,
   SIGUSR1: 10,
+  SIGSEGV: 11,
+  SIGUSR2: 12,
   SIGPIPE: 13,
+  SIGALRM: 14,
   SIGTERM: 15,
+  SIGSTKFLT: 16,
   SIGCHLD: 17,
+  SIGCONT: 18,
+  SIGSTOP: 19,
+  SIGTSTP: 20,
+  SIGTTIN: 21,
+  SIGTTOU: 22,
+  SIGURG: 23,
+  SIGXCPU: 24,
+  SIGXFSZ: 25,
+  SIGVTALRM: 26,
+  SIGPROF: 27,
+  SIGWINCH: 28,
+  SIGIO: 29,
+  SIGPWR: 30,
+  SIGSYS: 31,
 } as const;
+
+/** The last signal there is, of those of real time. */
+export const LAST_SIGNAL = 64;
+
+/** What signal(7) calls a signal; its number, for those of real time. */
+export function signalName(signal: number): string {
+  return Object.entries(Signal).find(([, number]) => number === signal)?.[0] ?? `${signal}`;
+}
 
 /** pthread_sigmask(3), signalfd(2). */
 const SIG_BLOCK = 0;

@@ -4,7 +4,7 @@ import { O, open, write } from "../ffi/fd.ts";
 import { ensureFifo, unreadBytes } from "../ffi/pipe.ts";
 import { Poller } from "../ffi/poll.ts";
 import { becomeSubreaper, closeOnExecFrom, restoreOpenFilesLimit } from "../ffi/process.ts";
-import { Signal } from "../ffi/signals.ts";
+import { Signal, signalName } from "../ffi/signals.ts";
 import { Listener, ownCredentials } from "../ffi/socket.ts";
 import { after } from "../ffi/timer.ts";
 import { sleep, type Timer, within } from "./async.ts";
@@ -63,7 +63,7 @@ export async function run(options: Options): Promise<number> {
       case Signal.SIGPIPE:
         return;
       default:
-        return log.debug("signal ignored", { signal });
+        return log.debug("signal ignored", { signal: signalName(signal) });
     }
   };
   if (unblocked.length === 0) {

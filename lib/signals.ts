@@ -2,10 +2,27 @@
 
 import { close } from "../ffi/fd.ts";
 import { Event, type Poller } from "../ffi/poll.ts";
-import { block, blockInPool, readSignals, Signal, signalfd, threads, unblock } from "../ffi/signals.ts";
+import { block, blockInPool, LAST_SIGNAL, readSignals, Signal, signalfd, threads, unblock } from "../ffi/signals.ts";
 
-/** The five: their dispositions are the shim's, no thread of it is interrupted by them, and no child inherits that. */
-export const SIGNALS = [Signal.SIGCHLD, Signal.SIGTERM, Signal.SIGINT, Signal.SIGUSR1, Signal.SIGPIPE];
+/**
+ * Those that keep the disposition they have: what a thread raises by a fault of its own, which no other may answer;
+ * what V8's profiler interrupts threads by; what nothing takes over; and two that the C library keeps for itself.
+ */
+const LEFT_ALONE: ReadonlySet<number> = new Set([
+  ...[Signal.SIGILL, Signal.SIGTRAP, Signal.SIGABRT, Signal.SIGBUS, Signal.SIGFPE, Signal.SIGSEGV, Signal.SIGSYS],
+  Signal.SIGPROF,
+  ...[Signal.SIGKILL, Signal.SIGSTOP],
+  ...[32, 33],
+]);
+
+/**
+ * All others: no thread of the shim is interrupted by them, and no child inherits that. What a signal does is then the
+ * shim's to say, and one that it does not know ends nothing: the container would be without its parent.
+ *
+ * lib/standalone/entry.c has them too; the check of what is made compares the two.
+ */
+export const SIGNALS: readonly number[] = Array.from({ length: LAST_SIGNAL }, (_, i) => i + 1)
+  .filter((signal) => !LEFT_ALONE.has(signal));
 
 /** Told which signals have come. */
 export type SignalHandler = (signal: number) => void;
@@ -14,7 +31,7 @@ export type SignalHandler = (signal: number) => void;
 const ROUNDS = 200;
 
 /**
- * Blocks the five signals in every thread, as a signalfd needs it.
+ * Blocks the {@link SIGNALS} in every thread, as a signalfd needs it.
  *
  * @returns the threads that could not be reached: none where our own entry started the process
  */
@@ -32,7 +49,7 @@ export async function blockEverywhere(): Promise<number[]> {
   return left;
 }
 
-/** Has `handler` told of each of the five signals, from a signalfd, for the life of the process. */
+/** Has `handler` told of each of the {@link SIGNALS}, from a signalfd, for the life of the process. */
 export function receive(poller: Poller, handler: SignalHandler): void {
   const fd = signalfd(SIGNALS);
   try {
@@ -47,8 +64,8 @@ export function receive(poller: Poller, handler: SignalHandler): void {
 
 /** The same by Deno's own signal listeners: the way that works when some thread does not block the signals. */
 export function receiveFromDeno(handler: SignalHandler): void {
-  // Deno's handler needs a thread that lets the signals through.
-  unblock(SIGNALS);
-  const names = ["SIGCHLD", "SIGTERM", "SIGINT", "SIGUSR1", "SIGPIPE"] as const;
+  const names = (Object.keys(Signal) as (keyof typeof Signal)[]).filter((name) => SIGNALS.includes(Signal[name]));
+  // Deno's handler needs a thread that lets the signals through. It takes none of real time.
+  unblock(names.map((name) => Signal[name]));
   for (const name of names) Deno.addSignalListener(name, () => handler(Signal[name]));
 }

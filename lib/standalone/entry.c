@@ -99,13 +99,17 @@ static const char *next_string(const char *text) {
   return text;
 }
 
+#define BIT(signal) (1ull << ((signal)-1))
+
 /*
- * SIGCHLD, SIGTERM, SIGINT, SIGUSR1 and SIGPIPE, in addition to what the caller has blocked: a signalfd sees a signal of the
- * process only if no thread can take it first (signalfd(2)), and Deno has threads before its first line of JavaScript.
+ * All signals but those that lib/signals.ts leaves alone and gives the reasons for, in addition to what the caller has
+ * blocked: a signalfd sees a signal of the process only if no thread can take it first (signalfd(2)), and Deno has threads
+ * before its first line of JavaScript.
  */
 static void block_signals(void) {
-  const uint64_t set = 1ull << (SIGCHLD - 1) | 1ull << (SIGTERM - 1) | 1ull << (SIGINT - 1) | 1ull << (SIGUSR1 - 1) |
-                       1ull << (SIGPIPE - 1);
+  const uint64_t left_alone = BIT(SIGILL) | BIT(SIGTRAP) | BIT(SIGABRT) | BIT(SIGBUS) | BIT(SIGFPE) | BIT(SIGSEGV) |
+                              BIT(SIGSYS) | BIT(SIGPROF) | BIT(SIGKILL) | BIT(SIGSTOP) | BIT(32) | BIT(33);
+  const uint64_t set = ~left_alone;
   syscall6(__NR_rt_sigprocmask, SIG_BLOCK, (long)&set, 0, sizeof set, 0, 0);
 }
 

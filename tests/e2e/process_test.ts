@@ -5,8 +5,8 @@ import { inEachForm, IS_OURS, onlyOurs, SHIM } from "./env.ts";
 import { withContainerd } from "./harness.ts";
 import { argumentsOf, descendants, processOf, threadMasks } from "./proc.ts";
 
-/** signal(7) */
-const TAKEN_OVER = { SIGINT: 2, SIGUSR1: 10, SIGPIPE: 13, SIGTERM: 15, SIGCHLD: 17 };
+/** Some of those that the shim takes over: signal(7). */
+const TAKEN_OVER = { SIGHUP: 1, SIGINT: 2, SIGUSR1: 10, SIGUSR2: 12, SIGPIPE: 13, SIGTERM: 15, SIGCHLD: 17 };
 
 onlyOurs(
   "it is not this project's file",

@@ -38,44 +38,6 @@ inEachForm(
     }),
 );
 
-onlyOursInEachForm(
-  "it leaves a container that has not ended by itself",
-  "a second SIGTERM changes nothing",
-  (form) =>
-    withShim({ shim: form, args: ["sh", "-c", "trap '' TERM; sleep 1000"], endsItself: true }, async (shim) => {
-      const init = await shim.run();
-      // Again and again until the end: some find the shim on its way.
-      let sent = 0;
-      let ended = false;
-      const status = shim.status.finally(() => ended = true);
-      await until("the shim has ended", () => {
-        if (!ended && isAlive(shim.pid)) {
-          Deno.kill(shim.pid, "SIGTERM");
-          sent++;
-        }
-        return ended;
-      });
-      assert(sent > 1, "it ended before the second SIGTERM");
-      assertEquals(await status, 0);
-      assertEquals(processOf(init), undefined);
-    }),
-);
-
-inEachForm(
-  "signals that are no reason to end leave the shim and the container alone",
-  (form) =>
-    withShim({ shim: form }, async (shim) => {
-      const init = await shim.run();
-      for (const signal of ["SIGUSR1", "SIGPIPE", "SIGCHLD"] as const) {
-        Deno.kill(shim.pid, signal);
-        // What it answers afterwards it answers after the signal, for it was pending before the call was read.
-        assertEquals(await shim.shimPid(), shim.pid);
-      }
-      assertEquals((await shim.state()).status, Status.RUNNING);
-      assert(isAlive(init));
-    }),
-);
-
 inEachForm("every child is reaped, also those that nobody knows", (form) =>
   // What init leaves behind without a pid namespace becomes the shim's.
   withShim(
