@@ -64,7 +64,7 @@ export class ConsoleStdio implements ProcessStreams {
   }
 
   async #openOutput(target: string): Promise<void> {
-    const output = openOutput(target);
+    const output = await openOutput(target, this.#options.context.timer);
     if (output.kind === "logger") {
       const { context, ...options } = this.#options;
       this.#logger = await Logger.start(context, output.uri, { ...options, cwd: options.bundle });

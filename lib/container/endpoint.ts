@@ -1,6 +1,8 @@
 /** The far ends of a process's streams: what the strings that containerd gives for them mean. */
 
 import * as fds from "../../ffi/fd.ts";
+import { Errno, SystemError } from "../../ffi/libc.ts";
+import { sleep, type Timer } from "../async.ts";
 import { Code, StatusError } from "../ttrpc/status.ts";
 
 /** Where an output goes: a FIFO or a file, whose descriptor the caller owns, or a logger, which is yet to be started. */
@@ -14,16 +16,24 @@ const FILE_MODE = 0o644;
 const FOLDER_MODE = 0o755;
 
 /**
+ * How long an output waits for its reader before the process is started without one, in ms: what the process has printed
+ * when it ends would be gone with the last who has the FIFO open. A reader is there as a rule; on a busy machine the
+ * client may still be on its way.
+ */
+const READER_TIMEOUT_MS = 1000;
+const READER_DELAY_MS = 5;
+
+/**
  * Opens an output: a path, or a URI; the file of a `file://` is made, with its folders, if it is not there.
  *
  * @throws {SystemError | Error} when it cannot be opened
  * @throws {StatusError} INVALID_ARGUMENT for a scheme that is not known
  */
-export function openOutput(target: string): Output {
+export async function openOutput(target: string, timer: Timer): Promise<Output> {
   switch (schemeOf(target)) {
     case undefined:
       return isFifo(target)
-        ? { kind: "fifo", fd: openFifoToWrite(target) }
+        ? { kind: "fifo", fd: await openFifoToWrite(target, timer) }
         : { kind: "file", fd: fds.open(target, fds.O.WRONLY | fds.O.APPEND | fds.O.NOCTTY) };
     case "file":
       return { kind: "file", fd: openLogFile(decodeURIComponent(new URL(target).pathname)) };
@@ -57,8 +67,28 @@ export function openFifoToRead(path: string): number {
 }
 
 /** Opens the FIFO of an output, both of its ends: a reader that goes away stalls the process. */
-function openFifoToWrite(path: string): number {
-  return fds.open(path, fds.O.RDWR | fds.O.NONBLOCK);
+async function openFifoToWrite(path: string, timer: Timer): Promise<number> {
+  let writer = openWriter(path);
+  for (let waited = 0; writer === undefined && waited < READER_TIMEOUT_MS; waited += READER_DELAY_MS) {
+    await sleep(timer, READER_DELAY_MS);
+    writer = openWriter(path);
+  }
+  try {
+    return fds.open(path, fds.O.RDWR | fds.O.NONBLOCK);
+  } finally {
+    // Not before: a reader that has just come would see the end of file.
+    if (writer !== undefined) fds.close(writer);
+  }
+}
+
+/** Opens a FIFO to write if somebody has it open to read, or waits in open(2) for its writer: fifo(7). */
+function openWriter(path: string): number | undefined {
+  try {
+    return fds.open(path, fds.O.WRONLY | fds.O.NONBLOCK);
+  } catch (error) {
+    if (error instanceof SystemError && error.errno === Errno.ENXIO) return undefined;
+    throw error;
+  }
 }
 
 function openLogFile(path: string): number {

@@ -140,7 +140,7 @@ export class PipeStdio implements ProcessStreams {
   }
 
   async #openOutput(number: 1 | 2, name: OutputName, target: string): Promise<void> {
-    const output = openOutput(target);
+    const output = await openOutput(target, this.#options.context.timer);
     if (output.kind === "file") {
       // A file needs no one to stand between: its writer is never kept waiting, and never without a reader.
       this.#giveToProcess(number, output.fd);

@@ -167,3 +167,28 @@ Deno.test("a plain file is appended to", () =>
     await expectStatus(shim, 4);
     assertEquals((await Deno.readTextFile(path)).split("\n").sort(), ["", "before", "err", "out"]);
   }));
+
+Deno.test("a container is not created before its output has a reader, which may be late, or a second has passed", () =>
+  withShim({ args: ["sh", "-c", "echo out; echo err >&2"] }, async (shim) => {
+    const fifos = await shim.fifos();
+    const creating = shim.create(fifos);
+    // Answered after Create has been read.
+    await shim.shimPid();
+    assertEquals(shim.containerProcesses(), [], "it is there before its readers");
+    const [stdout, stderr] = await Promise.all([shim.read(fifos.stdout), shim.read(fifos.stderr)]);
+    await creating;
+    await shim.startProcess();
+    assertEquals([await stdout.text(), await stderr.text()], ["out\n", "err\n"]);
+    await shim.wait();
+    await shim.delete();
+  }));
+
+onlyOurs(
+  "it waits for ever",
+  "a container whose output nobody reads runs all the same",
+  () =>
+    withShim({ args: ["sh", "-c", "echo out; exit 4"] }, async (shim) => {
+      await shim.run(await shim.fifos());
+      await expectStatus(shim, 4);
+    }),
+);
