@@ -109,7 +109,7 @@ export class Init extends Process {
   }
 
   #logLeft(error: unknown): void {
-    if (messageOf(error).includes("does not exist")) return;
+    if (error instanceof RuntimeError && error.noContainer) return;
     this.context.log.error("a container that could not be created is left", { id: this.id, error });
   }
 
@@ -208,7 +208,7 @@ export class Init extends Process {
       await this.#runc.delete(this.id);
     } catch (error) {
       // After a checkpoint, say, the runtime holds nothing any more.
-      if (!messageOf(error).includes("does not exist")) throw error;
+      if (!(error instanceof RuntimeError && error.noContainer)) throw error;
     }
     if (!ran && this.pid !== 0) await within(this.context.timer, REAP_TIMEOUT_MS, Promise.resolve(this.wait()));
   }

@@ -16,7 +16,7 @@ export function killError(error: unknown): StatusError {
   if (/process already finished|container not running|no such process/i.test(message)) {
     return new StatusError(Code.NOT_FOUND, "process already finished");
   }
-  if (message.includes("does not exist")) {
+  if (error instanceof RuntimeError && error.noContainer) {
     return new StatusError(Code.NOT_FOUND, "no such container");
   }
   return new StatusError(Code.UNKNOWN, `unknown error after kill: ${message}`, { cause: error });

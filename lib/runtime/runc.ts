@@ -27,10 +27,19 @@ export class RuntimeError extends Error {
   override readonly name = "RuntimeError";
   /** Whether it was ended by a signal: what it had done by then is done. */
   readonly killed: boolean;
+  /** Whether it failed because the runtime has no such container. */
+  readonly noContainer: boolean;
 
-  constructor(message: string, options?: ErrorOptions & { readonly killed?: boolean }) {
+  constructor(
+    message: string,
+    { killed = false, noContainer = false, ...options }: ErrorOptions & {
+      readonly killed?: boolean;
+      readonly noContainer?: boolean;
+    } = {},
+  ) {
     super(message, options);
-    this.killed = options?.killed ?? false;
+    this.killed = killed;
+    this.noContainer = noContainer;
   }
 }
 
@@ -234,10 +243,16 @@ export class Runc {
   ): RuntimeError {
     const logs = this.#lastError(logged);
     const said = logs ?? printed.trim();
-    return new RuntimeError(
-      said !== "" ? said : `${this.#options.command} ${command} ended with status ${status} and said nothing`,
-      { killed: status > 128 },
-    );
+    const killed = status > 128;
+    if (said === "") {
+      return new RuntimeError(`${this.#options.command} ${command} ended with status ${status} and said nothing`, {
+        killed,
+      });
+    }
+    // crun 1.8 says which file or folder of its state it has not found.
+    const noContainer = said.includes("does not exist") ||
+      said.includes(`${this.#options.root}/`) && said.endsWith(": No such file or directory");
+    return new RuntimeError(said, { killed, noContainer });
   }
 
   #lastError(since: number): string | undefined {

@@ -45,7 +45,7 @@ Deno.test("a logger is given stdout and stderr, its arguments, and an environmen
   }));
 
 onlyOurs(
-  "it leaves a write end to be inherited by the logger",
+  "it hands on descriptors of its own",
   "a logger has its six descriptors and no other",
   () =>
     withShim({ args: ["true"] }, async (shim) => {
