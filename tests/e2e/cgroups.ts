@@ -2,6 +2,7 @@
 
 import { must } from "./command.ts";
 import { containerCgroups, hierarchies } from "./leftovers.ts";
+import { until } from "./until.ts";
 
 /** cgroups(7) */
 export type CgroupVersion = 1 | 2;
@@ -64,7 +65,7 @@ export async function showCgroups2(folder: string): Promise<AsyncDisposable> {
 }
 
 /** Whether the processes of a namespace's containers are frozen, as the kernel tells. */
-export function areFrozen(namespace: string): boolean {
+function areFrozen(namespace: string): boolean {
   return containerCgroups(namespace).some((folder) =>
     /^FROZEN$/m.test(textOf(`${folder}/freezer.state`)) || /^frozen 1$/m.test(textOf(`${folder}/cgroup.events`))
   );
@@ -79,9 +80,13 @@ export function textOf(path: string): string {
   }
 }
 
+/** Waits until the processes of a namespace's containers are frozen, or are not: crun only tells the kernel to do so. */
+export async function expectFrozen(namespace: string, frozen: boolean): Promise<void> {
+  await until(frozen ? "the container is frozen" : "the container is thawed", () => areFrozen(namespace) === frozen);
+}
+
 /** Lets frozen processes of a namespace's containers go on: with version 1, not even SIGKILL ends them before. */
 export function thaw(namespace: string): void {
-  if (!areFrozen(namespace)) return;
   for (const folder of containerCgroups(namespace)) {
     for (const [file, thawed] of [["freezer.state", "THAWED"], ["cgroup.freeze", "0"]] as const) {
       try {

@@ -41,8 +41,11 @@ export function paths(folder: string): string[] {
  */
 export function hierarchies(types: readonly string[] = ["cgroup", "cgroup2"]): string[] {
   // Of what is mounted on top of each other, only the last is seen.
-  const seen = new Map(mounts().map(({ path, type }) => [path, type]));
-  return [...seen].filter(([, type]) => types.includes(type)).map(([path]) => path);
+  const seen = new Map(mounts().map((each) => [each.path, each]));
+  const found = [...seen.values()].filter(({ type }) => types.includes(type));
+  // Where one is mounted again, as CRIU does, is one place too many to look for the same.
+  return found.filter(({ device }, i) => found.findIndex((each) => each.device === device) === i)
+    .map(({ path }) => path);
 }
 
 /** The cgroup folders of a containerd namespace in all hierarchies. */

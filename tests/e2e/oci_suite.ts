@@ -2,12 +2,12 @@
 
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { Code } from "../../lib/ttrpc/status.ts";
-import { areFrozen, type CgroupVersion, hasCgroups, textOf } from "./cgroups.ts";
+import { type CgroupVersion, expectFrozen, hasCgroups, textOf } from "./cgroups.ts";
 import { IS_OURS } from "./env.ts";
 import { Writer } from "./fifo.ts";
 import { type Containerd, withContainerd } from "./harness.ts";
-import { containerCgroups } from "./leftovers.ts";
-import { isAlive, processOf } from "./proc.ts";
+import { containerCgroups, removeNamespace, RUNC_ROOT } from "./leftovers.ts";
+import { processOf } from "./proc.ts";
 import { assertStatus, type Shim, type ShimOptions, Status, withShim } from "./shim.ts";
 import { until } from "./until.ts";
 
@@ -151,13 +151,13 @@ export function testRuntime(setup: Setup): void {
     assertEquals(await stdout.line(), "got before\n");
 
     await shim.pause();
-    assert(areFrozen(shim.namespace), "it is not frozen");
+    await expectFrozen(shim.namespace, true);
     assertEquals((await shim.state()).status, Status.PAUSED);
     assertEquals((await shim.state("other")).status, Status.PAUSED);
     await writer.write("meanwhile\n");
 
     await shim.resume();
-    assert(!areFrozen(shim.namespace), "it is still frozen");
+    await expectFrozen(shim.namespace, false);
     assertEquals((await shim.state()).status, Status.RUNNING);
     assertEquals((await shim.state("other")).status, Status.RUNNING);
     assertEquals(await stdout.line(), "got meanwhile\n");
@@ -198,6 +198,8 @@ export function testRuntime(setup: Setup): void {
     assertEquals((await shim.wait()).status, 128 + SIGKILL);
     assertEquals((await shim.wait("other")).status, 128 + SIGKILL);
     for (const { pid } of [init, other]) assertEquals(processOf(pid), undefined, "it has not been reaped");
+    // What they have started is on its way out too; runc keeps a cgroup with a process in it, and does not say so.
+    await until("nothing is in the cgroup", () => shim.containerProcesses().length === 0);
     await shim.deleteProcess("other");
     await shim.delete();
   });
@@ -208,7 +210,7 @@ export function testRuntime(setup: Setup): void {
   }, async (shim) => {
     await shim.run();
     assertEquals((await shim.wait()).status, 5);
-    await until("nothing of the container is alive", () => shim.containerProcesses().filter(isAlive).length === 0);
+    await until("nothing is in the cgroup", () => shim.containerProcesses().length === 0);
     await shim.delete();
   });
 
@@ -222,6 +224,19 @@ export function testRuntime(setup: Setup): void {
     await shim.wait();
     await assertStatus(shim.kill(SIGKILL), Code.NOT_FOUND, "process already finished");
     await shim.delete();
+  });
+
+  shimTest("of a container that the runtime has lost, Kill answers NOT_FOUND, and Delete removes the rest", {
+    onlyOurs: runtime === "crun" ? "it does not know how crun says so" : undefined,
+  }, async (shim) => {
+    const pid = await shim.run();
+    await Deno.remove(`${RUNC_ROOT}/${shim.namespace}/${shim.id}`, { recursive: true });
+    await assertStatus(shim.kill(SIGKILL), Code.NOT_FOUND, "no such container");
+    Deno.kill(pid, "SIGKILL");
+    await shim.wait();
+    assertEquals((await shim.delete()).status, 128 + SIGKILL);
+    // What nobody knows any more.
+    await removeNamespace(shim.namespace);
   });
 
   shimTest("ListPids of a container that has ended is empty", {
@@ -290,7 +305,10 @@ export function testRuntime(setup: Setup): void {
     }
     await shim.deleteProcess("other");
     assertEquals((await shim.state()).status, Status.RUNNING);
-    assertEquals(shim.containerProcesses(), [init]);
+    await until("init is alone", () => {
+      const pids = shim.containerProcesses();
+      return pids.length === 1 && pids[0] === init;
+    });
   });
 
   containerdTest("ctr run prints a container's output and exits with its status", async (containerd) => {
@@ -314,10 +332,10 @@ export function testRuntime(setup: Setup): void {
     assertMatch(await containerd.must("task", "ps", id), new RegExp(`^PID\\s+INFO\n${init}\\b.*\n$`));
 
     await containerd.must("task", "pause", id);
-    assert(areFrozen(containerd.namespace), "it is not frozen");
+    await expectFrozen(containerd.namespace, true);
     assertEquals(await containerd.task(id), { pid: init, status: "PAUSED" });
     await containerd.must("task", "resume", id);
-    assert(!areFrozen(containerd.namespace), "it is still frozen");
+    await expectFrozen(containerd.namespace, false);
     await containerd.end(id);
   });
 }

@@ -91,13 +91,20 @@ export interface Mount {
   readonly path: string;
   /** cgroup2, overlay, ... */
   readonly type: string;
+  /** The same for all mounts of one file system. */
+  readonly device: string;
 }
 
 /** All that is mounted, deepest last. */
 export function mounts(): Mount[] {
-  return Deno.readTextFileSync("/proc/self/mounts").trimEnd().split("\n").map((line) => {
-    const [_source, path, type] = line.split(" ") as [string, string, string];
-    return { path: path.replace(/\\([0-7]{3})/g, (_, digits) => String.fromCharCode(parseInt(digits, 8))), type };
+  return Deno.readTextFileSync("/proc/self/mountinfo").trimEnd().split("\n").map((line) => {
+    const [before, after] = line.split(" - ") as [string, string];
+    const [_id, _parent, device, _root, path] = before.split(" ") as [string, string, string, string, string];
+    return {
+      path: path.replace(/\\([0-7]{3})/g, (_, digits) => String.fromCharCode(parseInt(digits, 8))),
+      type: after.split(" ")[0]!,
+      device,
+    };
   });
 }
 

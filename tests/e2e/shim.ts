@@ -430,9 +430,11 @@ export class Shim {
       const below = this.#ended ? [] : [this.pid, ...descendants(this.pid).map(({ pid }) => pid)];
       const processes = [...below, ...leftovers.containerProcesses(this.namespace)];
       for (const pid of processes) if (isAlive(pid)) Deno.kill(pid, "SIGKILL");
-      thaw(this.namespace);
+      await until("all processes have ended", () => {
+        thaw(this.namespace);
+        return !processes.some(isAlive);
+      });
       await this.status;
-      await until("all processes have ended", () => !processes.some(isAlive));
     }
     await this.events.close();
     for (const reader of this.#readers) reader.close();
