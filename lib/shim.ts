@@ -86,6 +86,7 @@ export async function run(options: Options): Promise<number> {
     {
       namespace: options.namespace,
       cwd,
+      workdir: options.workdir || cwd,
       runtimeRoot: options["runtime-root"],
       criu: options.criu,
       systemdCgroup: options["systemd-cgroup"],

@@ -7,7 +7,8 @@
 # otherwise a script that starts it with those of its own Debian. What is there already is left as it is.
 set -eu
 
-folder=$1
+# apt takes relative paths as relative to its own folders.
+folder=$(realpath -m "$1")
 shift
 packages=$*
 [ "$(cat "$folder/.packages" 2>/dev/null)" != "$packages" ] || exit 0

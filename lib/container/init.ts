@@ -4,15 +4,22 @@ import { messageOf } from "../errors.ts";
 import { Signal } from "../../ffi/signals.ts";
 import { within } from "../async.ts";
 import type { Exit } from "../reaper.ts";
-import { type Runc, RuntimeError } from "../runtime/runc.ts";
+import {
+  type CheckpointOptions,
+  type CriuOptions,
+  type ProcessStdio,
+  type Runc,
+  RuntimeError,
+} from "../runtime/runc.ts";
 import { Code, StatusError } from "../ttrpc/status.ts";
 import { ownsPidNamespace, readPidFile } from "./bundle.ts";
 import type { Context } from "./context.ts";
+import { withCriu } from "./criu.ts";
 import { type ExitListener, Process } from "./process.ts";
 import { unmountAll } from "./rootfs.ts";
 import { killError, runtimeError } from "./runtime_errors.ts";
 import { INIT, StateMachine } from "./state.ts";
-import type { StdioConfig } from "./streams.ts";
+import type { ProcessStreams, StdioConfig } from "./streams.ts";
 
 /** What an init process is created from. */
 export interface InitConfig {
@@ -21,6 +28,8 @@ export interface InitConfig {
   readonly namespace: string;
   /** The bundle's directory, absolute. */
   readonly bundle: string;
+  /** Where large temporary data goes. */
+  readonly workdir: string;
   readonly stdio: StdioConfig;
   /** Where the rootfs has been mounted; empty when it is somebody else's. */
   readonly rootfs: string;
@@ -29,6 +38,8 @@ export interface InitConfig {
   /** Who owns the pipes of its streams, and of those of its execs. */
   readonly uid: number;
   readonly gid: number;
+  /** The checkpoint that it is restored from, if it is. */
+  readonly checkpoint?: CriuOptions | undefined;
 }
 
 /** The pid file of init, in the bundle. */
@@ -54,7 +65,8 @@ export class Init extends Process {
   #ownsPidNamespace = true;
 
   constructor(context: Context, config: InitConfig, runc: Runc, onExit: ExitListener) {
-    super(context, config.id, config.stdio, new StateMachine(INIT));
+    const initial = config.checkpoint === undefined ? "created" : "createdCheckpoint";
+    super(context, config.id, config.stdio, new StateMachine(INIT, initial));
     this.#config = config;
     this.#runc = runc;
     this.#onExit = onExit;
@@ -74,57 +86,104 @@ export class Init extends Process {
   }
 
   /**
-   * Has the runtime create the container. Its streams are open before, and closed again if it fails.
+   * Has the runtime create the container. Its streams are open before, and closed again if it fails. Of one that is to be
+   * restored there is nothing yet: not before it is started.
    *
    * @throws {StatusError} with the runtime's own last message
    */
   async create(): Promise<void> {
-    const { id, bundle } = this.#config;
-    const streams = await this.openStreams(this.#config);
-    const pidFile = `${bundle}/${PID_FILE}`;
-    using _hold = this.context.reaper.hold();
-    let exists = false;
-    try {
-      const created = this.#runc.create(id, bundle, {
-        stdio: streams.stdio,
-        pidFile,
-        noPivotRoot: this.#config.noPivotRoot,
-        noNewKeyring: this.#config.noNewKeyring,
-      });
-      // While runc works.
-      this.#ownsPidNamespace = ownsPidNamespace(bundle, this.context.log);
-      await created.finally(() => streams.closeChildEnds());
-      exists = true;
-      streams.connectOutput();
-      this.pid = readPidFile(pidFile);
-    } catch (error) {
-      await streams.close();
-      exists ||= error instanceof RuntimeError && error.killed;
-      if (exists) await this.#runc.delete(id, true).catch((error) => this.#logLeft(error));
-      throw runtimeError("OCI runtime create failed", error);
-    }
-    // A client that is told of the creation may still be on its way to where it can close the input that it opens.
-    this.#stdinTimer = this.context.timer(STDIN_DELAY_MS, () => streams.connectStdin());
-    this.context.reaper.watch(this.pid, (exit) => this.#exited(exit));
-  }
-
-  #logLeft(error: unknown): void {
-    if (error instanceof RuntimeError && error.noContainer) return;
-    this.context.log.error("a container that could not be created is left", { id: this.id, error });
+    if (this.#config.checkpoint !== undefined) return;
+    const { id, bundle, noPivotRoot, noNewKeyring } = this.#config;
+    await this.#make(
+      "OCI runtime create failed",
+      (stdio) => this.#runc.create(id, bundle, { stdio, pidFile: this.#pidFile, noPivotRoot, noNewKeyring }),
+      (streams) => {
+        // A client that is told of the creation may still be on its way to where it can close the input that it opens.
+        this.#stdinTimer = this.context.timer(STDIN_DELAY_MS, () => streams.connectStdin());
+      },
+    );
   }
 
   override start(): Promise<void> {
     return this.serialize("start", async () => {
-      this.#stdinTimer?.[Symbol.dispose]();
-      try {
-        this.streams?.connectStdin();
-        await this.#runc.start(this.id);
-      } catch (error) {
-        throw runtimeError("OCI runtime start failed", error);
-      }
+      await (this.machine.state === "createdCheckpoint" ? this.#restore() : this.#start());
       // It may have ended by now.
       if (this.machine.canBecome("running")) this.machine.become("running");
     });
+  }
+
+  async #start(): Promise<void> {
+    this.#stdinTimer?.[Symbol.dispose]();
+    try {
+      this.streams?.connectStdin();
+      await this.#runc.start(this.id);
+    } catch (error) {
+      throw runtimeError("OCI runtime start failed", error);
+    }
+  }
+
+  /** Has a container go on from its checkpoint. When that fails, nothing runs, and it can be tried again. */
+  async #restore(): Promise<void> {
+    const { id, bundle, noPivotRoot, checkpoint } = this.#config;
+    await this.#make(
+      "OCI runtime restore failed",
+      (stdio) =>
+        withCriu(
+          "restore",
+          this.#criuPlace(checkpoint!.workPath),
+          (workPath) =>
+            this.#runc.restore(id, bundle, { ...checkpoint!, workPath, stdio, pidFile: this.#pidFile, noPivotRoot }),
+        ),
+      (streams) => streams.connectStdin(),
+    );
+  }
+
+  /**
+   * Has a command of the runtime make the process, and watches it from then on. If it fails, nothing of it is left.
+   *
+   * @param what it is called in an error
+   * @param connectInput called when output goes where it belongs
+   */
+  async #make(
+    what: string,
+    command: (stdio: ProcessStdio) => Promise<void>,
+    connectInput: (streams: ProcessStreams) => void,
+  ): Promise<void> {
+    const { id, bundle } = this.#config;
+    const streams = await this.openStreams(this.#config);
+    using _hold = this.context.reaper.hold();
+    let exists = false;
+    try {
+      const made = command(streams.stdio);
+      // While runc works.
+      this.#ownsPidNamespace = ownsPidNamespace(bundle, this.context.log);
+      await made.finally(() => streams.closeChildEnds());
+      exists = true;
+      streams.connectOutput();
+      const pid = readPidFile(this.#pidFile);
+      connectInput(streams);
+      this.pid = pid;
+    } catch (error) {
+      await streams.close();
+      exists ||= error instanceof RuntimeError && error.killed;
+      if (exists) await this.#runc.delete(id, true).catch((error) => this.#logLeft(error));
+      throw runtimeError(what, error);
+    }
+    this.context.reaper.watch(this.pid, (exit) => this.#exited(exit));
+  }
+
+  #logLeft(error: unknown): void {
+    if (isGone(error)) return;
+    this.context.log.error("a container that could not be made is left", { id: this.id, error });
+  }
+
+  get #pidFile(): string {
+    return `${this.#config.bundle}/${PID_FILE}`;
+  }
+
+  #criuPlace(workPath: string | undefined) {
+    const { bundle, workdir } = this.#config;
+    return { workPath, workdir, bundle, log: this.context.log };
   }
 
   override kill(signal: number, all: boolean): Promise<void> {
@@ -180,6 +239,25 @@ export class Init extends Process {
   }
 
   /**
+   * Writes down all that its processes are, and ends them unless they are to run on.
+   *
+   * @throws {StatusError} which names CRIU's log
+   */
+  checkpoint(options: CheckpointOptions): Promise<void> {
+    return this.serialize("checkpoint", async () => {
+      try {
+        await withCriu(
+          "dump",
+          this.#criuPlace(options.workPath),
+          (workPath) => this.#runc.checkpoint(this.id, { ...options, workPath }),
+        );
+      } catch (error) {
+        throw runtimeError("OCI runtime checkpoint failed", error);
+      }
+    });
+  }
+
+  /**
    * Removes the container: what the runtime holds, the streams, the mounts. Its output has 2 s to be read first.
    *
    * @throws {StatusError} FAILED_PRECONDITION while it runs
@@ -208,7 +286,7 @@ export class Init extends Process {
       await this.#runc.delete(this.id);
     } catch (error) {
       // After a checkpoint, say, the runtime holds nothing any more.
-      if (!(error instanceof RuntimeError && error.noContainer)) throw error;
+      if (!isGone(error)) throw error;
     }
     if (!ran && this.pid !== 0) await within(this.context.timer, REAP_TIMEOUT_MS, Promise.resolve(this.wait()));
   }
@@ -260,8 +338,14 @@ export class Init extends Process {
       try {
         await this.#runc.resume(this.id);
       } catch (error) {
+        if (isGone(error)) return;
         this.context.log.error("resuming exited container from paused state", { id: this.id, error });
       }
     }
   }
+}
+
+/** Whether the runtime has failed because it holds no such container. */
+function isGone(error: unknown): boolean {
+  return error instanceof RuntimeError && error.noContainer;
 }

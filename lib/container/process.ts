@@ -26,6 +26,7 @@ export abstract class Process {
   protected readonly machine: StateMachine;
   protected streams: ProcessStreams | undefined;
   #pid = 0;
+  #stdinClosed = false;
   #exit: ProcessExit | undefined;
   readonly #exited = Promise.withResolvers<ProcessExit>();
   #last: Promise<unknown> = Promise.resolve();
@@ -86,8 +87,9 @@ export abstract class Process {
    */
   abstract kill(signal: number, all: boolean): Promise<void>;
 
-  /** Ends its standard input, as far as it is held open here. */
+  /** Ends its standard input, as far as it is held open here, or would be. */
   closeStdin(): void {
+    this.#stdinClosed = true;
     this.streams?.closeStdin();
   }
 
@@ -110,7 +112,11 @@ export abstract class Process {
    */
   protected async openStreams(config: Omit<StdioOptions, "context" | "id">): Promise<ProcessStreams> {
     const options = { ...config, context: this.context, id: this.id };
-    return this.streams = await (this.stdio.terminal ? ConsoleStdio : PipeStdio).open(this.stdio, options);
+    const streams = await (this.stdio.terminal ? ConsoleStdio : PipeStdio).open(this.stdio, options);
+    this.streams = streams;
+    // A client may have said so before there was anything to close.
+    if (this.#stdinClosed) streams.closeStdin();
+    return streams;
   }
 
   /** Waits for its output to be passed on, but not for long: something else may hold it open. */

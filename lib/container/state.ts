@@ -91,10 +91,11 @@ export const EXEC: Readonly<Partial<Record<State, Rules>>> = {
 /** The state of one process: changes only as its table allows. */
 export class StateMachine {
   readonly #table: Readonly<Partial<Record<State, Rules>>>;
-  #state: State = "created";
+  #state: State;
 
-  constructor(table: Readonly<Partial<Record<State, Rules>>>) {
+  constructor(table: Readonly<Partial<Record<State, Rules>>>, initial: State = "created") {
     this.#table = table;
+    this.#state = initial;
   }
 
   get state(): State {

@@ -72,6 +72,32 @@ export interface ExecOptions {
   readonly process: string;
 }
 
+/** What checkpoint and restore have in common: how CRIU is to do it, criu(8). */
+export interface CriuOptions {
+  /** The folder of the image files. */
+  readonly imagePath: string;
+  /** The folder that CRIU works in and leaves its log in; the runtime's choice unless given. */
+  readonly workPath?: string;
+  readonly tcpEstablished?: boolean;
+  readonly externalUnixSockets?: boolean;
+  /** Whether the processes may share a terminal, or a session, with others (`--shell-job`). */
+  readonly shellJob?: boolean;
+  readonly fileLocks?: boolean;
+  /** `soft`, `full` or `strict`; CRIU's default when empty. */
+  readonly manageCgroupsMode?: string;
+  /** Types of namespaces that are restored without what was set in them. */
+  readonly emptyNamespaces?: readonly string[];
+}
+
+/** Options of {@link Runc.checkpoint}. */
+export interface CheckpointOptions extends CriuOptions {
+  /** Whether the container runs on afterwards. */
+  readonly leaveRunning: boolean;
+}
+
+/** Options of {@link Runc.restore}. */
+export interface RestoreOptions extends CriuOptions, Pick<CreateOptions, "stdio" | "pidFile" | "noPivotRoot"> {}
+
 /** An OCI runtime, by its command line. Each method is one command, and rejects with {@link RuntimeError}. */
 export class Runc {
   readonly #options: RuncOptions;
@@ -138,6 +164,18 @@ export class Runc {
     using input = new MemoryFile("resources");
     input.write(new TextEncoder().encode(JSON.stringify(resources)));
     await this.#command(["update", "--resources", "-", id], input.fd);
+  }
+
+  /** `checkpoint`: writes down all that the container's processes are. */
+  async checkpoint(id: string, options: CheckpointOptions): Promise<void> {
+    await this.#command(["checkpoint", ...criuArgs(options), ...(options.leaveRunning ? ["--leave-running"] : []), id]);
+  }
+
+  /** `restore --detach`: makes the container, its processes running on from where a checkpoint was made of them. */
+  async restore(id: string, bundle: string, options: RestoreOptions): Promise<void> {
+    const args = ["restore", ...criuArgs(options), "--detach", "--bundle", bundle, "--pid-file", options.pidFile];
+    if (options.noPivotRoot) args.push("--no-pivot");
+    await this.#withStdio(args, options.stdio, id);
   }
 
   /** `ps`: the pids of every process in the container's cgroup. */
@@ -281,4 +319,16 @@ function isDirectory(path: string): boolean {
   } catch {
     return false;
   }
+}
+
+function criuArgs(options: CriuOptions): string[] {
+  const args = ["--image-path", options.imagePath];
+  if (options.workPath) args.push("--work-path", options.workPath);
+  if (options.tcpEstablished) args.push("--tcp-established");
+  if (options.externalUnixSockets) args.push("--ext-unix-sk");
+  if (options.shellJob) args.push("--shell-job");
+  if (options.fileLocks) args.push("--file-locks");
+  if (options.manageCgroupsMode) args.push("--manage-cgroups-mode", options.manageCgroupsMode);
+  for (const each of options.emptyNamespaces ?? []) args.push("--empty-ns", each);
+  return args;
 }

@@ -26,6 +26,8 @@ export interface ServiceConfig {
   readonly namespace: string;
   /** Where `log.json` is: the bundle's directory. */
   readonly cwd: string;
+  /** Where large temporary data goes. */
+  readonly workdir: string;
   readonly runtimeRoot: string;
   readonly criu: string;
   readonly systemdCgroup: boolean;
@@ -85,7 +87,8 @@ export class ShimService {
         }
       });
       await within(this.#context.timer, END_TIMEOUT_MS, killed);
-      await within(this.#context.timer, END_TIMEOUT_MS, Promise.resolve(init.wait()));
+      // One that was to be restored has never run.
+      if (init.pid !== 0) await within(this.#context.timer, END_TIMEOUT_MS, Promise.resolve(init.wait()));
     }
     await this.#delete();
   }
@@ -100,6 +103,7 @@ export class ShimService {
       ["ListPids", method(v1.ListPidsRequest, v1.ListPidsResponse, () => this.#listPids())],
       ["Pause", method(Empty, Empty, () => this.#created().init.pause())],
       ["Resume", method(Empty, Empty, () => this.#created().init.resume())],
+      ["Checkpoint", method(v1.CheckpointTaskRequest, Empty, (request) => this.#checkpoint(request))],
       ["Kill", method(v1.KillRequest, Empty, ({ id, signal, all }) => this.#kill(id, signal, all))],
       ["Exec", method(v1.ExecProcessRequest, Empty, (request) => this.#exec(request))],
       ["ResizePty", method(v1.ResizePtyRequest, Empty, ({ id, width, height }) => this.#resizePty(id, width, height))],
@@ -143,10 +147,8 @@ export class ShimService {
       throw new StatusError(Code.ALREADY_EXISTS, "this shim has its container already");
     }
     requireId(request.id);
-    if (request.checkpoint) {
-      throw new StatusError(Code.UNIMPLEMENTED, "restoring a checkpoint is not implemented yet");
-    }
-    const options = containerd.linux.runc.CreateOptions.decode(request.options?.value ?? new Uint8Array());
+    const options = optionsOf(request.options, "CreateOptions", containerd.linux.runc.CreateOptions);
+    const imagePath = request.checkpoint || options.criuImagePath;
     const runc = new Runc({
       command: request.runtime || "runc",
       root: `${this.#config.runtimeRoot}/${this.#config.namespace}`,
@@ -162,6 +164,7 @@ export class ShimService {
         id: request.id,
         namespace: this.#config.namespace,
         bundle: request.bundle,
+        workdir: this.#config.workdir,
         stdio: stdioOf(request),
         mounts: request.rootfs.map(({ type, source, options }) => ({
           type: type ?? "",
@@ -172,6 +175,8 @@ export class ShimService {
         noNewKeyring: options.noNewKeyring,
         uid: options.ioUid,
         gid: options.ioGid,
+        // CRIU finds the images of a parent by what it has left among those of the checkpoint.
+        checkpoint: imagePath ? { ...criuOptionsOf(options), imagePath, workPath: options.criuWorkPath } : undefined,
       },
       runc,
       (process, exit) => this.#publishExit(process, exit),
@@ -220,6 +225,19 @@ export class ShimService {
         return { pid, info: { type_url: "containerd.linux.runc.ProcessDetails", value } };
       }),
     };
+  }
+
+  #checkpoint(request: containerd.runtime.linux.shim.v1.CheckpointTaskRequest): Promise<void> {
+    const { init } = this.#created();
+    const options = optionsOf(request.options, "CheckpointOptions", containerd.linux.runc.CheckpointOptions);
+    const imagePath = request.path || options.imagePath;
+    if (!imagePath) throw new StatusError(Code.INVALID_ARGUMENT, "no path for the checkpoint");
+    return init.checkpoint({
+      ...criuOptionsOf(options),
+      imagePath,
+      workPath: options.workPath,
+      leaveRunning: !options.exit,
+    });
   }
 
   #kill(id: string, signal: number, all: boolean): Promise<void> {
@@ -305,6 +323,40 @@ function method<Request, Response>(
 
 function exitOf(exit: ProcessExit | undefined) {
   return exit === undefined ? {} : { exitStatus: exit.status, exitedAt: timestamp(exit.at) };
+}
+
+/**
+ * An Any whose value is a message of the runc runtime's options; nothing is a message without anything set.
+ *
+ * @throws {StatusError} INVALID_ARGUMENT when it is something else
+ */
+function optionsOf<T>(any: google.protobuf.Any.$Properties | null | undefined, name: string, type: Type<T>): T {
+  const url = any?.type_url ?? "";
+  if (url !== "" && url.replace(/.*\//, "") !== `containerd.linux.runc.${name}`) {
+    throw new StatusError(Code.INVALID_ARGUMENT, `the options are not ${name} but ${url}`);
+  }
+  try {
+    return type.decode(any?.value ?? new Uint8Array());
+  } catch (cause) {
+    throw new StatusError(Code.INVALID_ARGUMENT, `the ${name} cannot be decoded: ${messageOf(cause)}`, { cause });
+  }
+}
+
+/** What the options of a creation and of a checkpoint have in common. */
+function criuOptionsOf(
+  options: Pick<
+    containerd.linux.runc.CheckpointOptions,
+    "openTcp" | "externalUnixSockets" | "terminal" | "fileLocks" | "cgroupsMode" | "emptyNamespaces"
+  >,
+) {
+  return {
+    tcpEstablished: options.openTcp,
+    externalUnixSockets: options.externalUnixSockets,
+    shellJob: options.terminal,
+    fileLocks: options.fileLocks,
+    manageCgroupsMode: options.cgroupsMode,
+    emptyNamespaces: options.emptyNamespaces,
+  };
 }
 
 function stdioOf({ stdin, stdout, stderr, terminal }: {

@@ -33,6 +33,8 @@ export interface ContainerdOptions {
   readonly cgroups?: CgroupVersion;
   /** Whether the daemon's log has everything that it can tell. */
   readonly trace?: boolean;
+  /** A folder in which it, and its shims, look for programs first. */
+  readonly programs?: string;
 }
 
 /** Options of {@linkcode Containerd.runArguments}. */
@@ -84,6 +86,7 @@ export class Containerd {
   readonly #shown = new AsyncDisposableStack();
   readonly #shimDebug: boolean;
   readonly #level: "trace" | "info";
+  readonly #programs: string | undefined;
   readonly #ids: string[] = [];
   #execs = 0;
   #daemon: Deno.ChildProcess | undefined;
@@ -97,6 +100,7 @@ export class Containerd {
     this.#cgroups = options.cgroups;
     this.#shimDebug = options.shimDebug ?? true;
     this.#level = options.trace ? "trace" : "info";
+    this.#programs = options.programs;
   }
 
   /** Where containerd makes the bundles of its containers. */
@@ -164,6 +168,11 @@ shim_debug = ${this.#shimDebug}
     const daemon = new Deno.Command(program, {
       args,
       stdin: "null",
+      env: {
+        // Where it unpacks checkpoints, and leaves them.
+        XDG_RUNTIME_DIR: this.folder,
+        ...(this.#programs === undefined ? {} : { PATH: `${this.#programs}:${Deno.env.get("PATH")}` }),
+      },
     }).spawn();
     this.#daemon = daemon;
     let ended = false;

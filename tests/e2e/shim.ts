@@ -325,6 +325,13 @@ export class Shim {
     await this.call("Update", v1.UpdateTaskRequest.encode({ resources: { type_url, value } }).finish(), EMPTY);
   }
 
+  /** Has the container's processes written down in a folder. */
+  async checkpoint(path: string, options: containerd.linux.runc.ICheckpointOptions = {}): Promise<void> {
+    const value = containerd.linux.runc.CheckpointOptions.encode(options).finish();
+    const any = { type_url: "containerd.linux.runc.CheckpointOptions", value };
+    await this.call("Checkpoint", v1.CheckpointTaskRequest.encode({ path, options: any }).finish(), EMPTY);
+  }
+
   async closeStdin(id: string = this.id): Promise<void> {
     await this.call("CloseIO", v1.CloseIORequest.encode({ id, stdin: true }).finish(), EMPTY);
   }

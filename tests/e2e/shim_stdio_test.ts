@@ -63,6 +63,21 @@ for (const only of ["stdout", "stderr"] as const) {
   );
 }
 
+onlyOurs(
+  "it forgets it",
+  "CloseIO of another process before its Start ends its input",
+  () =>
+    withShim({}, async (shim) => {
+      await shim.run();
+      const { stdin } = await shim.fifos("other");
+      await shim.exec("other", ["cat"], { stdin });
+      await shim.closeStdin("other");
+      await shim.startProcess("other");
+      assertEquals((await shim.wait("other")).status, 0);
+      await shim.deleteProcess("other");
+    }),
+);
+
 Deno.test("stdin arrives while it is open; CloseIO ends it once the last writer has gone", () =>
   withShim({ args: ["cat"] }, async (shim) => {
     const { fifos, stdout } = await shim.createWithFifos();
