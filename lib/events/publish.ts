@@ -6,7 +6,7 @@ import { messageOf } from "../errors.ts";
 import { timestamp } from "../api/time.ts";
 import type { Run } from "../reaper.ts";
 import { Client } from "../ttrpc/client.ts";
-import type { Envelope, Publish } from "./queue.ts";
+import type { Envelope, Publisher } from "./queue.ts";
 
 /** Options of {@link publisher}. */
 export interface PublisherOptions {
@@ -23,27 +23,42 @@ const TIMEOUT_MS = 30_000;
 const SERVICE = "containerd.services.events.ttrpc.v1.Events";
 
 /** Sends events by ttrpc, which starts no process, and where that does not get them there by the command. */
-export function publisher(options: PublisherOptions): Publish {
-  return async (envelope) => {
-    let reason: unknown;
-    try {
-      return await forward(options.address, envelope);
-    } catch (error) {
-      reason = error;
-    }
-    try {
-      await command(options, envelope);
-    } catch (error) {
-      throw new Error(`failed to publish event: ${messageOf(error)}; by ttrpc: ${messageOf(reason)}`, {
-        cause: reason,
-      });
-    }
+export function publisher(options: PublisherOptions): Publisher {
+  return {
+    publish: (envelope) => publish(options, envelope),
+    reach: async () => {
+      const conn = await connect(options.address).catch(() =>
+        Deno.connect({ transport: "unix", path: options.address })
+      );
+      conn.close();
+    },
   };
+}
+
+/** Connects to containerd's ttrpc server. */
+function connect(address: string): Promise<Deno.UnixConn> {
+  return Deno.connect({ transport: "unix", path: `${address}.ttrpc` });
+}
+
+async function publish(options: PublisherOptions, envelope: Envelope): Promise<void> {
+  let reason: unknown;
+  try {
+    return await forward(options.address, envelope);
+  } catch (error) {
+    reason = error;
+  }
+  try {
+    await command(options, envelope);
+  } catch (error) {
+    throw new Error(`failed to publish event: ${messageOf(error)}; by ttrpc: ${messageOf(reason)}`, {
+      cause: reason,
+    });
+  }
 }
 
 /** @throws {StatusError | Error} when containerd has not acknowledged the event */
 async function forward(address: string, envelope: Envelope): Promise<void> {
-  const conn = await Deno.connect({ transport: "unix", path: `${address}.ttrpc` });
+  const conn = await connect(address);
   const client = new Client(conn);
   try {
     const request = containerd.services.events.ttrpc.v1.ForwardRequest.encode({

@@ -14,27 +14,41 @@ export interface Envelope {
   readonly value: Uint8Array;
 }
 
-/** A way out for an event; rejects when it has not got there. */
-export type Publish = (envelope: Envelope) => Promise<void>;
+/** The way to containerd. */
+export interface Publisher {
+  /** Sends an event; rejects when it has not got there. */
+  publish(envelope: Envelope): Promise<void>;
+  /** Rejects when containerd is not there. */
+  reach(): Promise<void>;
+}
 
 /** Events that wait at most; past that the oldest go. */
 const CAPACITY = 1024;
 /** How long the first new attempt waits, and the longest any does, in ms. */
 const FIRST_DELAY_MS = 100;
 const LAST_DELAY_MS = 10_000;
+/**
+ * How long events wait once containerd is back, in ms: it passes them on to those who have subscribed, and keeps none for
+ * those who are about to.
+ */
+const SETTLE_MS = 2000;
 
 /** The queue. */
 export class EventQueue {
-  readonly #publish: Publish;
+  readonly #publisher: Publisher;
   readonly #timer: Timer;
   readonly #log: Logger;
   readonly #waiting: Envelope[] = [];
   #delay = FIRST_DELAY_MS;
   #sending: Promise<void> | undefined;
+  /** Ends the pause between two attempts. */
   #wake: (() => void) | undefined;
+  /** Ends the one for containerd's subscribers. */
+  #settle: (() => void) | undefined;
+  #hurried = false;
 
-  constructor(publish: Publish, timer: Timer, log: Logger) {
-    this.#publish = publish;
+  constructor(publisher: Publisher, timer: Timer, log: Logger) {
+    this.#publisher = publisher;
     this.#timer = timer;
     this.#log = log;
   }
@@ -58,8 +72,11 @@ export class EventQueue {
     this.#sending ??= this.#send();
   }
 
-  /** Settled when every event that has been pushed so far, and since, is acknowledged. */
-  get flushed(): Promise<void> {
+  /** Sends what waits without waiting any longer; settled when every event is acknowledged. */
+  flush(): Promise<void> {
+    this.#hurried = true;
+    this.#wake?.();
+    this.#settle?.();
     return this.#sending ?? Promise.resolve();
   }
 
@@ -70,13 +87,21 @@ export class EventQueue {
   }
 
   async #send(): Promise<void> {
+    let away = false;
     while (this.#waiting.length > 0) {
       const envelope = this.#waiting[0]!;
       try {
-        await this.#publish(envelope);
+        if (away && !this.#hurried) {
+          await this.#publisher.reach();
+          await this.#pause(SETTLE_MS, (end) => this.#settle = end);
+        }
+        await this.#publisher.publish(envelope);
+        away = false;
         this.#waiting.splice(this.#waiting.indexOf(envelope), 1);
         this.#delay = FIRST_DELAY_MS;
       } catch (error) {
+        away = true;
+        this.#hurried = false;
         this.#log.warn("event not delivered, will try again", {
           topic: envelope.topic,
           delay_ms: this.#delay,
@@ -85,19 +110,18 @@ export class EventQueue {
         });
         const delay = this.#delay;
         this.#delay = Math.min(delay * 2, LAST_DELAY_MS);
-        await this.#pause(delay);
+        await this.#pause(delay, (end) => this.#wake = end);
       }
     }
+    this.#hurried = false;
     this.#sending = undefined;
   }
 
-  #pause(ms: number): Promise<void> {
+  async #pause(ms: number, setEnd: (end: (() => void) | undefined) => void): Promise<void> {
     const { promise, resolve } = Promise.withResolvers<void>();
-    const timer = this.#timer(ms, resolve);
-    this.#wake = () => {
-      timer[Symbol.dispose]();
-      resolve();
-    };
-    return promise.finally(() => this.#wake = undefined);
+    using _timer = this.#timer(ms, resolve);
+    setEnd(resolve);
+    await promise;
+    setEnd(undefined);
   }
 }

@@ -201,7 +201,7 @@ export class ShimService {
     await init.delete();
     this.#container = undefined;
     // The exit is known before the deletion is: containerd ends this process as soon as it has the reply.
-    await within(this.#context.timer, EVENT_TIMEOUT_MS, this.#events.flushed);
+    await within(this.#context.timer, EVENT_TIMEOUT_MS, this.#events.flush());
     return { pid: init.pid, ...exitOf(init.exit) };
   }
 

@@ -213,6 +213,11 @@ shim_debug = ${this.#shimDebug}
     return run(this.#arguments(args));
   }
 
+  /** Starts ctr, which goes on until it is ended. */
+  startCtr(...args: string[]): Running {
+    return start(this.#arguments(args));
+  }
+
   /** Runs ctr, which must succeed, and gives what it printed. */
   must(...args: string[]): Promise<string> {
     return must(this.#arguments(args));

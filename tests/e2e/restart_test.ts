@@ -3,7 +3,7 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { inEachForm, onlyOurs } from "./env.ts";
 import { withContainerd } from "./harness.ts";
-import { isAlive } from "./proc.ts";
+import { descendants, isAlive } from "./proc.ts";
 import { until } from "./until.ts";
 
 inEachForm(
@@ -63,4 +63,47 @@ onlyOurs(
       await containerd.must("task", "delete", id);
       await containerd.must("container", "delete", id);
     }, { trace: true }),
+);
+
+onlyOurs(
+  "it tells once, and forgets",
+  "ctr events sees the exits of three containers that ended while containerd was away, with their statuses and times",
+  () =>
+    withContainerd(async (containerd) => {
+      const ids = [21, 22, 23].map((status) => ({ id: containerd.newId(), status }));
+      for (const { id, status } of ids) {
+        const wait = `mkfifo /tmp/${id}; read line </tmp/${id}; exit ${status}`;
+        await containerd.runDetached(id, ["/bin/sh", "-c", wait]);
+        await until(`${id} waits`, () => Deno.statSync(`${containerd.rootfs}/tmp/${id}`).isFifo);
+      }
+      await containerd.stop("SIGKILL");
+      const ends = [];
+      for (const { id, status } of ids) {
+        const shim = containerd.shimOf(id);
+        const [init] = descendants(shim);
+        await Deno.writeTextFile(`${containerd.rootfs}/tmp/${id}`, "end\n");
+        await until(`${id} has ended`, () => !isAlive(init!.pid));
+        ends.push({ id, status, at: Date.now() });
+      }
+      await containerd.start();
+      const events = containerd.startCtr("events");
+      const exits = await until("three exits are told", () => {
+        const found = events.stdoutSoFar().split("\n").filter((line) => line.includes(" /tasks/exit "));
+        return found.length >= 3 && found;
+      });
+      events.kill("SIGKILL");
+      await events.result;
+      for (const { id, status, at } of ends) {
+        const line = exits.find((each) => each.includes(`"container_id":"${id}"`))!;
+        const { exit_status, exited_at } = JSON.parse(line.slice(line.indexOf("{")));
+        assertEquals(exit_status, status);
+        // When it ended, not when that was told.
+        const early = at - Date.parse(exited_at);
+        assert(early > -100 && early < 2000, `${id} ended ${early} ms earlier`);
+      }
+      for (const { id } of ids) {
+        await containerd.must("task", "delete", id).catch(() => {});
+        await containerd.must("container", "delete", id);
+      }
+    }),
 );
