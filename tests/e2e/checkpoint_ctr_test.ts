@@ -4,6 +4,7 @@ import { assertEquals, assertMatch } from "@std/assert";
 import { makeRestorable } from "./checkpoint_image.ts";
 import { must } from "./command.ts";
 import { criuTest } from "./criu.ts";
+import { CONTAINERD } from "./env.ts";
 import { Reader, Writer } from "./fifo.ts";
 import { withContainerd } from "./harness.ts";
 import { argumentsOf, descriptorsOf } from "./proc.ts";
@@ -14,7 +15,7 @@ const IMAGE = "localhost/busybox:test";
 const SNAPSHOTTER = "overlayfs";
 
 /** Whether containerd tells a shim which CRIU it is configured with. */
-const PASSES_CRIU = / v?1\.[0-6]\./.test(await must(["containerd", "--version"]));
+const PASSES_CRIU = / v?1\.[0-6]\./.test(await must([CONTAINERD, "--version"]));
 
 /** Counts the lines that it reads. */
 const COUNTER = ["sh", "-c", "n=0; while read -r line; do n=$((n + 1)); echo $n; done"];

@@ -69,10 +69,11 @@ onlyOurs(
   () =>
     withShim({}, async (shim) => {
       await shim.run();
-      const { stdin } = await shim.fifos("other");
-      await shim.exec("other", ["cat"], { stdin });
+      const fifos = await shim.fifos("other");
+      await shim.exec("other", ["cat"], fifos);
       await shim.closeStdin("other");
-      await shim.startProcess("other");
+      const outputs = [fifos.stdout, fifos.stderr].map((each) => shim.read(each));
+      await Promise.all([shim.startProcess("other"), ...outputs]);
       assertEquals((await shim.wait("other")).status, 0);
       await shim.deleteProcess("other");
     }),
