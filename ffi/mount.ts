@@ -30,9 +30,6 @@ export const MS = {
   STRICTATIME: 1 << 24,
 } as const;
 
-/** umount2(2): a target that is a symbolic link is not followed. */
-const UMOUNT_NOFOLLOW = 8;
-
 /** What the kernel takes of a mount's data: one page, with its NUL. */
 export const MOUNT_DATA_SIZE = 4096;
 
@@ -62,13 +59,13 @@ export function mount(
 }
 
 /**
- * Takes the topmost mount off a path: umount2(2), not following a symbolic link and never lazily.
+ * Takes the topmost mount off a path: umount2(2), never lazily. Like {@link mount}, it follows a symbolic link.
  *
  * @returns "busy" when it is in use, "none" when nothing is mounted there or nothing is there
  * @throws {SystemError}
  */
 export function unmount(target: string): "unmounted" | "busy" | "none" {
-  if (c().umount2(cstring(target), UMOUNT_NOFOLLOW) === 0) return "unmounted";
+  if (c().umount2(cstring(target), 0) === 0) return "unmounted";
   switch (errno()) {
     case Errno.EBUSY:
       return "busy";

@@ -19,6 +19,9 @@ wants runc runc
 wants crun crun
 wants perl-base perl
 wants mount mount umount
+wants e2fsprogs mke2fs
+wants fuse-overlayfs fuse-overlayfs
+wants fuse3 mount.fuse3
 # The package named busybox has a program of the same name that does not run in an empty folder.
 [ "$(dpkg-query -W -f '${db:Status-Status}' busybox-static 2>/dev/null)" = installed ] || missing="$missing busybox-static"
 [ -n "$missing" ] || exit 0

@@ -49,10 +49,11 @@ export class Container {
         if (!(error instanceof Deno.errors.AlreadyExists)) throw error;
       }
     }
-    await mountAll(context.timer, mounts, rootfs);
-    const init = new Init(context, { ...config, rootfs }, runc, onExit);
     try {
+      await mountAll(mounts, rootfs, { timer: context.timer, run: (options) => context.reaper.run(options) });
+      const init = new Init(context, { ...config, rootfs }, runc, onExit);
       await init.create();
+      return new Container(context, init, onExit);
     } catch (error) {
       if (rootfs !== "") {
         await unmountAll(context.timer, rootfs).catch((cause) =>
@@ -61,7 +62,6 @@ export class Container {
       }
       throw error;
     }
-    return new Container(context, init, onExit);
   }
 
   get id(): string {

@@ -1,8 +1,11 @@
 /** A container's root filesystem: a list of mounts, one over the other. */
 
+import { LoopDevice } from "../../ffi/loop.ts";
+import { MemoryFile } from "../../ffi/memfd.ts";
 import { mount, MOUNT_DATA_SIZE, MS, unmount } from "../../ffi/mount.ts";
 import { sleep, type Timer } from "../async.ts";
 import { messageOf } from "../errors.ts";
+import type { Run } from "../reaper.ts";
 
 /** A mount as containerd describes it. */
 export interface Mount {
@@ -59,6 +62,8 @@ export interface ParsedOptions {
   readonly flags: number;
   /** MS_ flags of propagation changes, in order. */
   readonly propagation: readonly number[];
+  /** Whether the source is a file that a loop device is to hold. */
+  readonly loop: boolean;
   /** What is left, for the filesystem. */
   readonly data: readonly string[];
 }
@@ -66,6 +71,7 @@ export interface ParsedOptions {
 /** Takes fstab's words apart into flags and what is the filesystem's. */
 export function parseOptions(options: readonly string[]): ParsedOptions {
   let flags = 0;
+  let loop = false;
   const propagation: number[] = [];
   const data: string[] = [];
   for (const option of options) {
@@ -74,96 +80,158 @@ export function parseOptions(options: readonly string[]): ParsedOptions {
       flags = (flags | set) & ~clear;
     } else if (Object.hasOwn(PROPAGATION, option)) {
       propagation.push(PROPAGATION[option]!);
+    } else if (option === "loop") {
+      loop = true;
     } else {
       data.push(option);
     }
   }
-  return { flags, propagation, data };
+  return { flags, propagation, loop, data };
+}
+
+/** What mounting needs of the process it is done in. */
+export interface MountOptions {
+  readonly timer: Timer;
+  readonly run: Run;
 }
 
 /**
  * Mounts a list of mounts on a directory, each over the one before.
  *
- * @throws {Error} when one fails; what had been mounted is off again then
+ * @throws {Error} when one fails; those before it are mounted then, for {@link unmountAll} to take off
  */
-export async function mountAll(
-  timer: Timer,
-  mounts: readonly Mount[],
-  target: string,
-): Promise<void> {
+export async function mountAll(mounts: readonly Mount[], target: string, options: MountOptions): Promise<void> {
   for (const each of mounts) {
     try {
-      mountOne(each, target);
+      await mountOne(each, target, options);
     } catch (cause) {
-      await unmountAll(timer, target);
-      throw new Error(
-        `failed to mount rootfs component: ${messageOf(cause)}`,
-        { cause },
-      );
+      throw new Error(`failed to mount rootfs component ${each.type} ${each.source}: ${messageOf(cause)}`, { cause });
     }
   }
 }
 
-function mountOne({ type, source, options }: Mount, target: string): void {
-  const { flags, propagation, data } = parseOptions(options);
-  const text = data.join(",");
-  if (!(flags & MS.REMOUNT) || text !== "") {
-    if (type === "overlay" && tooLong(text)) {
-      mountFromCommonFolder(source, target, type, flags, data);
-    } else {
-      mount(source, target, type, flags, text);
-    }
+/** The helpers that mount filesystems which are programs, by how their types begin: mount.fuse3(8). */
+const HELPERS = [{ prefix: "fuse.", helper: "mount.fuse" }, { prefix: "fuse3.", helper: "mount.fuse3" }];
+
+/** Flags that a bind takes from what it binds: only a second call sets them. */
+const OF_A_BIND = MS.RDONLY | MS.NOSUID | MS.NODEV | MS.NOEXEC | MS.NOATIME | MS.NODIRATIME;
+
+async function mountOne(each: Mount, target: string, { timer, run }: MountOptions): Promise<void> {
+  const { type, source, options } = each;
+  const fuse = HELPERS.find(({ prefix }) => type.startsWith(prefix));
+  if (fuse !== undefined) return await mountByHelper(fuse.helper, type.slice(fuse.prefix.length), each, target, run);
+  const { flags, propagation, loop, data } = parseOptions(options);
+  if (!(flags & MS.REMOUNT) || data.length > 0) {
+    // It is the mount's alone as soon as that is there.
+    using device = loop ? await attach(source, (flags & MS.RDONLY) !== 0, timer) : undefined;
+    const { folder, text } = dataFor(type, target, data);
+    inFolder(folder, () => mount(device?.path ?? source, target, type, flags, text));
   }
   for (const each of propagation) mount("", target, "", each, "");
-  // A bind takes its flags from what it binds: only a second call makes it read-only.
-  if ((flags & MS.BIND) && (flags & MS.RDONLY)) {
-    mount("", target, "", flags | MS.REMOUNT, "");
-  }
+  if ((flags & MS.BIND) && (flags & OF_A_BIND)) mount("", target, "", flags | MS.REMOUNT, "");
 }
 
-function tooLong(data: string): boolean {
-  return new TextEncoder().encode(data).length >= MOUNT_DATA_SIZE;
+/** How often a loop device is asked for when others take it first, and for how many ms at most it is waited each time. */
+const LOOP_TRIES = 100;
+const LOOP_DELAY_MS = 20;
+
+/** @throws {Error} */
+async function attach(file: string, readOnly: boolean, timer: Timer): Promise<LoopDevice> {
+  try {
+    for (let tries = 0; tries < LOOP_TRIES; tries++) {
+      const device = LoopDevice.attach(file, readOnly);
+      if (device !== undefined) return device;
+      // Not in step with the others.
+      await sleep(timer, Math.random() * LOOP_DELAY_MS);
+    }
+  } catch (cause) {
+    throw new Error(`cannot attach ${file} to a loop device: ${messageOf(cause)}`, { cause });
+  }
+  throw new Error(`cannot attach ${file} to a loop device: others take each that is free`);
+}
+
+/** @throws {Error} with what the helper has printed */
+async function mountByHelper(
+  helper: string,
+  type: string,
+  { source, options }: Mount,
+  target: string,
+  run: Run,
+): Promise<void> {
+  using output = new MemoryFile("mount-output");
+  const { status } = await run({
+    args: [helper, source, target, ...options.flatMap((option) => ["-o", option]), "-t", type],
+    descriptors: [null, output.fd, output.fd],
+  });
+  if (status === 0) return;
+  const said = output.read().trim();
+  throw new Error(`${helper} of ${type} ${source} on ${target} ended with status ${status}: ${said}`);
+}
+
+/** What mount(2) is given for the filesystem, and where it is to be called. */
+interface Data {
+  /** The working directory that paths are relative to; undefined where there are none. */
+  readonly folder?: string;
+  readonly text: string;
 }
 
 const LOWERDIR = "lowerdir=";
+/** A layer in lowerdir: layers are separated by colons that no backslash is before. */
+const LAYER = /(?:\\.|[^\\:])+/gs;
 
-/** An overlay of so many layers that their paths pass what the kernel takes: mounted from where the paths are short. */
-function mountFromCommonFolder(
-  source: string,
-  target: string,
-  type: string,
-  flags: number,
-  data: readonly string[],
-): void {
-  const lowers = data.find((each) => each.startsWith(LOWERDIR))
-    ?.slice(LOWERDIR.length).split(":") ?? [];
-  const folder = commonFolder(lowers);
-  const text = data.map((each) =>
-    each.startsWith(LOWERDIR) ? LOWERDIR + lowers.map((lower) => lower.slice(folder.length)).join(":") : each
-  ).join(",");
-  if (tooLong(text)) {
-    throw new Error(
-      `the options of ${type} on ${target} are longer than the ${MOUNT_DATA_SIZE} bytes that mount(2) takes`,
-    );
+/**
+ * Options as the filesystem is given them. An overlay may have so many layers that their paths pass what the kernel
+ * takes: they are given relative to the folder that has all of them then.
+ *
+ * @throws {Error} when they are too long
+ */
+function dataFor(type: string, target: string, options: readonly string[]): Data {
+  const text = options.join(",");
+  if (!isTooLong(text)) return { text };
+  const folder = type === "overlay" ? commonFolder(options) : undefined;
+  if (folder !== undefined) {
+    const short = options.map((each) =>
+      each.startsWith(LOWERDIR) ? LOWERDIR + layersOf(each).replace(LAYER, (layer) => layer.slice(folder.length)) : each
+    ).join(",");
+    if (!isTooLong(short)) return { folder: folder.replace(/\\(.)/gs, "$1"), text: short };
   }
-  // The kernel resolves relative paths from the working directory. It is the whole process's, so it changes back in the
-  // same breath: nothing else runs in between.
+  throw new Error(
+    `the options of ${type} on ${target} are longer than the ${MOUNT_DATA_SIZE} bytes that mount(2) takes`,
+  );
+}
+
+function isTooLong(data: string): boolean {
+  return new TextEncoder().encode(data).length >= MOUNT_DATA_SIZE;
+}
+
+/** What a lowerdir option says, no slash twice: what is left of a path must not begin with one. */
+function layersOf(option: string): string {
+  return option.slice(LOWERDIR.length).replace(/\/+/g, "/");
+}
+
+/** The deepest folder that has all layers in it, as they are written, with its slash; undefined when some are relative. */
+function commonFolder(options: readonly string[]): string | undefined {
+  const layers = options.filter((each) => each.startsWith(LOWERDIR)).flatMap((each) =>
+    layersOf(each).match(LAYER)?.map((layer) => layer.replace(/\/$/, "")) ?? []
+  );
+  let common = layers[0];
+  if (common === undefined || layers.some((layer) => !layer.startsWith("/"))) return undefined;
+  for (const layer of layers) {
+    while (!layer.startsWith(common)) common = common.slice(0, -1);
+  }
+  return common.slice(0, common.lastIndexOf("/") + 1);
+}
+
+/** Calls something with a working directory. That is the whole process's: nothing else runs until it is back. */
+function inFolder(folder: string | undefined, call: () => void): void {
+  if (folder === undefined) return call();
   const before = Deno.cwd();
   Deno.chdir(folder);
   try {
-    mount(source, target, type, flags, text);
+    call();
   } finally {
     Deno.chdir(before);
   }
-}
-
-/** The deepest folder that all paths are below, with a slash at its end. */
-function commonFolder(paths: readonly string[]): string {
-  let common = paths[0] ?? "/";
-  for (const path of paths) {
-    while (!path.startsWith(common)) common = common.slice(0, -1);
-  }
-  return common.slice(0, common.lastIndexOf("/") + 1) || "/";
 }
 
 /** How often a busy mount is tried again, and after how many ms. */
@@ -171,7 +239,8 @@ const BUSY_TRIES = 50;
 const BUSY_DELAY_MS = 50;
 
 /**
- * Takes every mount off a path, never lazily; nothing, when there is none or no such path.
+ * Takes every mount off a path, never lazily; nothing, when there is none or no such path. Those that were there before
+ * {@link mountAll} go too: a container that could not be deleted may have left them.
  *
  * @throws {Error} when one stays busy for 2.5 s, or cannot be taken off
  */
@@ -183,10 +252,32 @@ export async function unmountAll(timer: Timer, target: string): Promise<void> {
       case "unmounted":
         continue;
       case "busy":
+        if (unmountBelow(target)) continue;
         if (++busy > BUSY_TRIES) {
           throw new Error(`umount of ${target}: it is still in use`);
         }
         await sleep(timer, BUSY_DELAY_MS);
     }
   }
+}
+
+/**
+ * Takes off what is mounted below a path, which a recursive bind has brought along.
+ *
+ * @returns whether there was something that could be
+ */
+function unmountBelow(target: string): boolean {
+  const prefix = `${Deno.realPathSync(target)}/`;
+  const below = mountPoints().filter((each) => each.startsWith(prefix));
+  if (below.length === 0) return false;
+  // They may propagate to what was bound, which is not to be unmounted.
+  mount("", target, "", MS.REC | MS.PRIVATE, "");
+  return below.reverse().map(unmount).includes("unmounted");
+}
+
+/** Where something is mounted, in the order in which it was: proc_pid_mountinfo(5). */
+function mountPoints(): string[] {
+  return Deno.readTextFileSync("/proc/self/mountinfo").split("\n").map((line) =>
+    (line.split(" ")[4] ?? "").replace(/\\([0-7]{3})/g, (_, octal) => String.fromCharCode(parseInt(octal, 8)))
+  );
 }

@@ -112,8 +112,22 @@ function removeCgroup(folder: string): void {
   }
 }
 
-/** Unmounts what is mounted below a folder, and removes it. */
+/** Loop devices whose files are below a folder, with these files. */
+export function loopsBelow(folder: string): { readonly device: string; readonly file: string }[] {
+  return names("/sys/block").flatMap((name) => {
+    try {
+      const file = Deno.readTextFileSync(`/sys/block/${name}/loop/backing_file`).trim();
+      return file.startsWith(`${folder}/`) ? [{ device: `/dev/${name}`, file }] : [];
+    } catch {
+      return []; // no loop device, or an empty one
+    }
+  });
+}
+
+/** Unmounts what is mounted below a folder, frees its loop devices, and removes it. */
 export async function removeFolder(folder: string): Promise<void> {
+  // One that is mounted is free as soon as it is unmounted.
+  for (const { device } of loopsBelow(folder)) await must(["losetup", "--detach", device]);
   for (const mount of mountsBelow(folder).reverse()) await must(["umount", "-l", mount]);
   await Deno.remove(folder, { recursive: true });
 }

@@ -113,6 +113,33 @@ export function mountsBelow(folder: string): string[] {
   return mounts().map(({ path }) => path).filter((path) => path === folder || path.startsWith(`${folder}/`));
 }
 
+/** A line of a mountinfo file: proc_pid_mountinfo(5). */
+export interface MountInfo {
+  readonly path: string;
+  /** ro, nosuid, ... */
+  readonly flags: readonly string[];
+  /** shared:N, master:N, unbindable */
+  readonly propagation: readonly string[];
+  readonly type: string;
+  /** What the filesystem itself says. */
+  readonly options: readonly string[];
+}
+
+/** The lines of a mountinfo file. */
+export function parseMountInfo(text: string): MountInfo[] {
+  return text.trimEnd().split("\n").map((line) => {
+    const fields = line.split(" ");
+    const separator = fields.indexOf("-", 6);
+    return {
+      path: fields[4]!,
+      flags: fields[5]!.split(","),
+      propagation: fields.slice(6, separator),
+      type: fields[separator + 1]!,
+      options: fields[separator + 3]!.split(","),
+    };
+  });
+}
+
 /** What the descriptors of a process are, by number. */
 export function descriptorsOf(pid: number): Map<number, string> {
   const found = new Map<number, string>();

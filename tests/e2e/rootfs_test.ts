@@ -1,4 +1,4 @@
-/** Root filesystems: a folder, and an image on containerd's overlayfs snapshotter. */
+/** Root filesystems: a folder, and an image on containerd's snapshotters. */
 
 import { assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { withContainerd } from "./harness.ts";
@@ -23,27 +23,35 @@ Deno.test("a read-only container cannot write", () =>
     assertStringIncludes(result.stderr, "Read-only file system");
   }));
 
-Deno.test("an image on overlayfs runs, is mounted while it does, and is unmounted", () =>
-  withContainerd(async (containerd) => {
-    const { folder } = containerd;
-    await Deno.mkdir(`${folder}/image`);
-    const archive = await makeImage(containerd.rootfs, `${folder}/image`, IMAGE);
-    await containerd.must("images", "import", "--snapshotter", "overlayfs", archive);
-    const flags = ["--snapshotter", "overlayfs", "--rm"];
+for (
+  const [snapshotter, mounted] of [["overlayfs", /^overlay \/ overlay rw,/], [
+    "native",
+    /^\S+ \/ (?!overlay)\S+ rw,/,
+  ]] as const
+) {
+  Deno.test(`an image on ${snapshotter} runs, is mounted while it does, and is unmounted`, () =>
+    withContainerd(async (containerd) => {
+      const { folder } = containerd;
+      await Deno.mkdir(`${folder}/image`);
+      const archive = await makeImage(containerd.rootfs, `${folder}/image`, IMAGE);
+      await containerd.must("images", "import", "--snapshotter", snapshotter, archive);
+      const flags = ["--snapshotter", snapshotter, "--rm"];
 
-    const script = "grep ' / ' /proc/mounts; echo changed >/etc/new && cat /etc/new; exit 9";
-    const result = await containerd.run(["/bin/sh", "-c", script], { image: IMAGE, flags });
-    assertEquals([result.code, result.stderr], [9, ""]);
-    assertMatch(result.stdout, /^overlay \/ overlay rw,.*\nchanged\n$/);
+      const script = "grep ' / ' /proc/mounts; echo changed >/etc/new && cat /etc/new; exit 9";
+      const result = await containerd.run(["/bin/sh", "-c", script], { image: IMAGE, flags });
+      assertEquals([result.code, result.stderr], [9, ""]);
+      assertMatch(result.stdout, mounted);
+      assertMatch(result.stdout, /\nchanged\n$/);
 
-    const id = containerd.newId();
-    const running = containerd.startRun(id, ["sleep", "1000"], { image: IMAGE, flags });
-    await containerd.running(id);
-    assertEquals(mountsBelow(`${folder}/state`), [`${containerd.bundles}/${id}/rootfs`]);
-    await containerd.must("task", "kill", "--signal", "9", id);
-    assertEquals((await running.result).code, 137);
-    // And withContainerd looks for mounts that are left.
-  }));
+      const id = containerd.newId();
+      const running = containerd.startRun(id, ["sleep", "1000"], { image: IMAGE, flags });
+      await containerd.running(id);
+      assertEquals(mountsBelow(`${folder}/state`), [`${containerd.bundles}/${id}/rootfs`]);
+      await containerd.must("task", "kill", "--signal", "9", id);
+      assertEquals((await running.result).code, 137);
+      // And withContainerd looks for mounts that are left.
+    }));
+}
 
 Deno.test("an image whose command does not exist is unmounted", () =>
   withContainerd(async (containerd) => {

@@ -415,6 +415,7 @@ export class Shim {
   leftovers(): string[] {
     return [
       ...mountsBelow(this.folder).map((each) => `mount ${each}`),
+      ...leftovers.loopsBelow(this.folder).map(({ device, file }) => `${device} of ${file}`),
       ...leftovers.namespaceLeftovers(this.namespace),
     ];
   }
