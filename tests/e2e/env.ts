@@ -1,5 +1,6 @@
 /** What the end-to-end tests run, and where: which shim, in which forms, in which folder. */
 
+import { V8_FLAGS } from "../../lib/standalone/make.ts";
 import { runName } from "./leftovers.ts";
 
 /** The repository's folder, without a slash at its end. */
@@ -70,7 +71,7 @@ export const SHIM: Form = requested === DENO_RUN ? denoRun : { name: requested.r
 export const FORMS: readonly Form[] = IS_OURS && SHIM !== denoRun ? [SHIM, denoRun] : [SHIM];
 
 if (FORMS.includes(denoRun)) {
-  const options = "-A --quiet --no-config --no-lock --cached-only --v8-flags=--single-threaded";
+  const options = `-A --quiet --no-config --no-lock --cached-only ${V8_FLAGS}`;
   const script = `#!/bin/sh\nexec '${Deno.execPath()}' run ${options} '${OUR_BUNDLE}' "$@"\n`;
   // Each test file is a program of its own that may get here while another starts the script.
   const temporary = Deno.makeTempFileSync({ dir: runFolder });
