@@ -290,8 +290,13 @@ shim_debug = ${this.#shimDebug}
    * they are not where those of `ctr run` are.
    */
   exec(id: string, flags: readonly string[], command: readonly string[]): Promise<string> {
-    const fifos = `${this.folder}/exec-fifo`;
-    return this.must("task", "exec", "--exec-id", `e${++this.#execs}`, "--fifo-dir", fifos, ...flags, id, ...command);
+    return must(this.execArguments(id, flags, command));
+  }
+
+  /** `ctr task exec` in a container. */
+  execArguments(id: string, flags: readonly string[], command: readonly string[]): string[] {
+    const names = ["--exec-id", `e${++this.#execs}`, "--fifo-dir", `${this.folder}/exec-fifo`];
+    return this.#arguments(["task", "exec", ...names, ...flags, id, ...command]);
   }
 
   /** What `ctr task ls` says of a container; undefined when it is not listed. */
