@@ -1,7 +1,7 @@
 /** The shim's end, when it is told to end. */
 
 import { assert, assertEquals } from "@std/assert";
-import { inEachForm, onlyOursInEachForm } from "./env.ts";
+import { inEachForm, IS_OURS, onlyOursInEachForm } from "./env.ts";
 import { isAlive, mountsBelow, processOf } from "./proc.ts";
 import { Status, withShim } from "./shim.ts";
 import { until } from "./until.ts";
@@ -34,7 +34,9 @@ inEachForm(
   "a shim without a container ends at once when told to",
   (form) =>
     withShim({ shim: form, endsItself: true }, async (shim) => {
-      assertEquals(await shim.end("SIGTERM"), 0);
+      const status = await shim.end("SIGTERM");
+      // The Go shim of containerd 1.7 may take the end of its server for a failure: 1 then.
+      if (IS_OURS) assertEquals(status, 0);
     }),
 );
 
