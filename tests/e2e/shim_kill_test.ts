@@ -1,10 +1,11 @@
 /** Kill: which signal reaches which process. */
 
-import { assert, assertEquals } from "@std/assert";
+import { assert, assertEquals, assertMatch } from "@std/assert";
 import { Code } from "../../lib/ttrpc/status.ts";
-import { onlyOurs } from "./env.ts";
-import { isAlive, processOf } from "./proc.ts";
-import { assertStatus, Status, withShim } from "./shim.ts";
+import { must, start } from "./command.ts";
+import { IS_OURS, onlyOurs } from "./env.ts";
+import { descendants, isAlive, processOf } from "./proc.ts";
+import { assertStatus, type Shim, Status, withShim } from "./shim.ts";
 import { until } from "./until.ts";
 
 /** signal(7) */
@@ -80,11 +81,103 @@ onlyOurs(
     }),
 );
 
-Deno.test("when init ends, what shares no pid namespace with it is killed", () =>
-  withShim({ args: ["sh", "-c", "sleep 1000 & exit 5"], namespaces: ["mount"] }, async (shim) => {
-    await shim.create();
+/** Reaps whatever becomes its child, as the first process of a pid namespace has to. */
+const REAP_ALL = "$SIG{CHLD} = 'IGNORE'; sleep 1000";
+
+/** Runs `test` with a pid namespace in which there is only its first process: its path. */
+async function withPidNamespace(test: (path: string) => Promise<void>): Promise<void> {
+  const holder = start(["unshare", "--pid", "--fork", "--kill-child", "perl", "-e", REAP_ALL], { patienceMs: 120_000 });
+  try {
+    const [child] = await until("the namespace is there", () => {
+      const below = descendants(holder.pid).filter(({ comm }) => comm === "perl");
+      return below.length > 0 && below;
+    });
+    await test(`/proc/${child!.pid}/ns/pid`);
+  } finally {
+    holder.kill("SIGKILL");
+    await holder.result;
+  }
+}
+
+const INIT_WITH_CHILD = ["sh", "-c", "sleep 1000 & read _; exit 5"];
+
+/** Has init end while a child of its and an exec live, and fails unless both end, and their ends are told. */
+async function expectAllEnd(shim: Shim): Promise<void> {
+  const { fifos: { stdin } } = await shim.createWithFifos();
+  await shim.startProcess();
+  await shim.exec("other", ["sleep", "1000"]);
+  const other = await shim.startProcess("other");
+  const all = await until("init has started its child", () => {
+    const pids = shim.containerProcesses();
+    return pids.length === 3 && pids;
+  });
+  await Deno.writeTextFile(stdin, "\n");
+  assertEquals((await shim.wait()).status, 5);
+  assertEquals((await shim.wait("other")).status, 128 + SIGKILL);
+  const exits = [await shim.events.exit("other"), await shim.events.exit(shim.id)];
+  assertEquals(exits.map(({ exit }) => [exit.id, exit.exitStatus]), [["other", 128 + SIGKILL], [shim.id, 5]]);
+  await until("nothing of the container is alive", () => !all.some(isAlive));
+  assertEquals(processOf(other), undefined, "it has not been reaped");
+  await shim.deleteProcess("other");
+  await shim.delete();
+}
+
+Deno.test("when init ends, what shares no pid namespace with it is killed, its children and execs", () =>
+  withShim({ args: INIT_WITH_CHILD, namespaces: ["mount"] }, expectAllEnd));
+
+Deno.test("so it is when the pid namespace is another's, given by its path", () =>
+  withPidNamespace((path) =>
+    withShim({ args: INIT_WITH_CHILD, namespaces: ["mount", { type: "pid", path }] }, async (shim) => {
+      await expectAllEnd(shim);
+      await Deno.stat(path); // and nobody else has been killed
+    })
+  ));
+
+Deno.test("in a pid namespace of its own, the kernel does that: the runtime is not asked to", () =>
+  withShim({ args: INIT_WITH_CHILD }, async (shim) => {
+    const runtime = `${shim.folder}/recording-runc`;
+    await Deno.writeTextFile(runtime, RECORDING, { mode: 0o755 });
+    const { fifos: { stdin } } = await shim.createWithFifos({ runtime });
     await shim.startProcess();
+    await Deno.writeTextFile(stdin, "\n");
     assertEquals((await shim.wait()).status, 5);
+    await shim.delete();
+    assert(!/ kill /.test(await Deno.readTextFile(`${shim.folder}/record`)));
+  }));
+
+/** Keeps what it is asked for. */
+const RECORDING = `#!/bin/sh
+echo "$@" >>"$(dirname "$0")/record"
+exec runc "$@"
+`;
+
+/** Says when it is asked to kill, and does so only when it is told to. */
+const SLOW_TO_KILL = `#!/bin/sh
+case " $* " in *" kill "*) echo "$@" >"$(dirname "$0")/asked"; read _ <"$(dirname "$0")/go" ;; esac
+exec runc "$@"
+`;
+
+Deno.test("init's exit is told only when the runtime has killed what is left", () =>
+  withShim({ args: INIT_WITH_CHILD, namespaces: ["mount"] }, async (shim) => {
+    const runtime = `${shim.folder}/slow-runc`;
+    await Deno.writeTextFile(runtime, SLOW_TO_KILL, { mode: 0o755 });
+    await must(["mkfifo", `${shim.folder}/asked`, `${shim.folder}/go`]);
+    const { fifos: { stdin } } = await shim.createWithFifos({ runtime });
+    await shim.startProcess();
+    let told = false;
+    const waiting = shim.wait().finally(() => told = true);
+    // Where the test fails before it comes to that, this is not what failed.
+    waiting.catch(() => {});
+    await Deno.writeTextFile(stdin, "\n");
+    assertMatch(await Deno.readTextFile(`${shim.folder}/asked`), / kill --all c (9|KILL|SIGKILL)\n$/);
+    // What is answered now was asked after the exit.
+    for (let i = 0; i < 20; i++) await shim.shimPid();
+    // The Go shim answers this only afterwards.
+    if (IS_OURS) assertEquals((await shim.state()).status, Status.RUNNING);
+    assertEquals([told, shim.events.published()], [false, []]);
+    await Deno.writeTextFile(`${shim.folder}/go`, "\n");
+    assertEquals((await waiting).status, 5);
+    assertEquals((await shim.events.exit(shim.id)).exit.exitStatus, 5);
     await until("nothing of the container is alive", () => shim.containerProcesses().filter(isAlive).length === 0);
     await shim.delete();
   }));

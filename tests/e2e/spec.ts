@@ -1,11 +1,17 @@
 /** A container's config.json: the OCI runtime specification. */
 
+/** A namespace that there is already. */
+export interface Namespace {
+  readonly type: string;
+  readonly path: string;
+}
+
 /** What tests vary. */
 export interface SpecOptions {
   /** The command that the container runs; `sleep 1000` unless given. */
   readonly args?: readonly string[];
-  /** Namespaces of its own; pid, ipc, uts and mount unless given. */
-  readonly namespaces?: readonly string[];
+  /** Namespaces of its own, or those at a path; pid, ipc, uts and mount of its own unless given. */
+  readonly namespaces?: readonly (string | Namespace)[];
   /** Where the root filesystem is mounted by Create, instead of the test's folder of busybox. */
   readonly mountedRoot?: boolean;
   /** Whether the command has a terminal. */
@@ -40,6 +46,9 @@ export function makeSpec(
         options: ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"],
       },
     ],
-    linux: { cgroupsPath: cgroup, namespaces: namespaces.map((type) => ({ type })) },
+    linux: {
+      cgroupsPath: cgroup,
+      namespaces: namespaces.map((each) => typeof each === "string" ? { type: each } : each),
+    },
   };
 }
