@@ -3,7 +3,7 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { Code } from "../../lib/ttrpc/status.ts";
 import { must, start } from "./command.ts";
-import { IS_OURS, onlyOurs } from "./env.ts";
+import { IS_OURS } from "./env.ts";
 import { descendants, isAlive, processOf } from "./proc.ts";
 import { assertStatus, type Shim, Status, withShim } from "./shim.ts";
 import { until } from "./until.ts";
@@ -70,8 +70,7 @@ Deno.test("Kill of a process that has finished answers NOT_FOUND", () =>
     await shim.delete();
   }));
 
-onlyOurs(
-  "it answers another code",
+Deno.test(
   "Kill of an exec that has not started answers FAILED_PRECONDITION",
   () =>
     withShim({}, async (shim) => {
