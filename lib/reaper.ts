@@ -28,7 +28,7 @@ export type Run = (options: RunOptions) => Promise<Exit>;
 export type ExitHandler = (exit: Exit) => void;
 
 /** The status of a process that has ended in a way that nobody can tell. */
-export const UNKNOWN_STATUS = 255;
+const UNKNOWN_STATUS = 255;
 /** How often, and after how many ms, the kernel is asked for the status of a process that another is about to reap. */
 const STATUS_TRIES = 10;
 const STATUS_DELAY_MS = 50;

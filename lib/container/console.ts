@@ -66,8 +66,7 @@ export class ConsoleStdio implements ProcessStreams {
   async #openOutput(target: string): Promise<void> {
     const output = await openOutput(target, this.#options.context.timer);
     if (output.kind === "logger") {
-      const { context, ...options } = this.#options;
-      this.#logger = await Logger.start(context, output.uri, { ...options, cwd: options.bundle });
+      this.#logger = await Logger.start(output.uri, this.#options);
       const fd = this.#logger.takeOutput("stdout");
       this.#output = { fd, toFile: false };
       fds.setNonblocking(fd);

@@ -17,7 +17,7 @@ import type { Context } from "./context.ts";
 import { withCriu } from "./criu.ts";
 import { type ExitListener, Process } from "./process.ts";
 import { unmountAll } from "./rootfs.ts";
-import { killError, runtimeError } from "./runtime_errors.ts";
+import { isGone, killError, runtimeError } from "./runtime_errors.ts";
 import { INIT, StateMachine } from "./state.ts";
 import type { ProcessStreams, StdioConfig } from "./streams.ts";
 
@@ -343,9 +343,4 @@ export class Init extends Process {
       }
     }
   }
-}
-
-/** Whether the runtime has failed because it holds no such container. */
-function isGone(error: unknown): boolean {
-  return error instanceof RuntimeError && error.noContainer;
 }

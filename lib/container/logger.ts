@@ -1,7 +1,7 @@
 /** A logger: the program that a `binary://` URI names, started to take the output of one process. */
 
 import * as fds from "../../ffi/fd.ts";
-import { pipe } from "../../ffi/pipe.ts";
+import { type Pipe, pipe } from "../../ffi/pipe.ts";
 import { Event } from "../../ffi/poll.ts";
 import { kill, spawn } from "../../ffi/process.ts";
 import { Signal } from "../../ffi/signals.ts";
@@ -9,20 +9,12 @@ import { within } from "../async.ts";
 import { messageOf } from "../errors.ts";
 import type { Exit } from "../reaper.ts";
 import type { Context } from "./context.ts";
+import type { StdioOptions } from "./streams.ts";
 
 /** How long a logger may take to say that it is ready, in ms: it may have to reach another machine first. */
 const READY_TIMEOUT_MS = 60_000;
 /** How long a logger that has been told to end may take, in ms. */
 const TERM_TIMEOUT_MS = 12_000;
-
-/** What a logger is told of the process whose output it takes. */
-export interface LoggerOptions {
-  /** The process's id. */
-  readonly id: string;
-  readonly namespace: string;
-  /** Its working directory. */
-  readonly cwd: string;
-}
 
 /** A logger that runs. */
 export class Logger {
@@ -55,24 +47,24 @@ export class Logger {
    * @param uri its path, and in the query its arguments: each key, then its value
    * @throws {Error} when it cannot be started, or is not ready in time
    */
-  static async start(context: Context, uri: string, { id, namespace, cwd }: LoggerOptions): Promise<Logger> {
+  static async start(uri: string, { context, id, namespace, bundle }: StdioOptions): Promise<Logger> {
     const { pathname, searchParams } = new URL(uri);
     const program = decodeURIComponent(pathname);
     const args = [...new Set(searchParams.keys())].flatMap((key) => [key, searchParams.get(key)!]);
     // In the order of their numbers in the logger: standard output, standard error, ready.
-    const pipes = [];
+    const pipes: Pipe[] = [];
     try {
       for (let i = 0; i < 3; i++) pipes.push(pipe());
     } catch (error) {
       for (const { read, write } of pipes) [read, write].forEach(fds.close);
       throw error;
     }
-    const [stdout, stderr, ready] = pipes as [typeof pipes[0], typeof pipes[0], typeof pipes[0]];
+    const [stdout, stderr, ready] = pipes as [Pipe, Pipe, Pipe];
     let pid;
     try {
       pid = spawn({
         args: [program, ...args],
-        cwd,
+        cwd: bundle,
         descriptors: [null, null, null, stdout.read, stderr.read, ready.write],
         environment: [`CONTAINER_ID=${id}`, `CONTAINER_NAMESPACE=${namespace}`],
       });

@@ -10,13 +10,18 @@ export function runtimeError(what: string, error: unknown): unknown {
   return new StatusError(Code.UNKNOWN, `${what}: ${error.message}`, { cause: error });
 }
 
+/** Whether the runtime has failed because it holds no such container. */
+export function isGone(error: unknown): boolean {
+  return error instanceof RuntimeError && error.noContainer;
+}
+
 /** A failure to send a signal: NOT_FOUND when there is no one to send it to. */
 export function killError(error: unknown): StatusError {
   const message = messageOf(error);
   if (/process already finished|container not running|no such process/i.test(message)) {
     return new StatusError(Code.NOT_FOUND, "process already finished");
   }
-  if (error instanceof RuntimeError && error.noContainer) {
+  if (isGone(error)) {
     return new StatusError(Code.NOT_FOUND, "no such container");
   }
   return new StatusError(Code.UNKNOWN, `unknown error after kill: ${message}`, { cause: error });

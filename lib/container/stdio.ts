@@ -147,10 +147,9 @@ export class PipeStdio implements ProcessStreams {
       return;
     }
     if (output.kind === "logger") {
-      const { context, ...options } = this.#options;
       let logger = this.#loggers.get(output.uri);
       if (logger === undefined) {
-        logger = await Logger.start(context, output.uri, { ...options, cwd: options.bundle });
+        logger = await Logger.start(output.uri, this.#options);
         this.#loggers.set(output.uri, logger);
       }
       this.#givePipe(number, logger.takeOutput(name));

@@ -310,15 +310,18 @@ function method<Request, Response>(
 ): Handler {
   const encode = (message: Response | void) => response.encode(message ?? {} as Response).finish();
   return (payload) => {
-    let decoded: Request;
-    try {
-      decoded = request.decode(payload);
-    } catch (cause) {
-      throw new StatusError(Code.INVALID_ARGUMENT, `the request cannot be decoded: ${messageOf(cause)}`, { cause });
-    }
-    const answered = answer(decoded);
+    const answered = answer(decode(request, payload, "request"));
     return answered instanceof Promise ? answered.then(encode) : encode(answered);
   };
+}
+
+/** @throws {StatusError} INVALID_ARGUMENT when the bytes are no such message */
+function decode<T>(type: Type<T>, bytes: Uint8Array, what: string): T {
+  try {
+    return type.decode(bytes);
+  } catch (cause) {
+    throw new StatusError(Code.INVALID_ARGUMENT, `the ${what} cannot be decoded: ${messageOf(cause)}`, { cause });
+  }
 }
 
 function exitOf(exit: ProcessExit | undefined) {
@@ -335,11 +338,7 @@ function optionsOf<T>(any: google.protobuf.Any.$Properties | null | undefined, n
   if (url !== "" && url.replace(/.*\//, "") !== `containerd.linux.runc.${name}`) {
     throw new StatusError(Code.INVALID_ARGUMENT, `the options are not ${name} but ${url}`);
   }
-  try {
-    return type.decode(any?.value ?? new Uint8Array());
-  } catch (cause) {
-    throw new StatusError(Code.INVALID_ARGUMENT, `the ${name} cannot be decoded: ${messageOf(cause)}`, { cause });
-  }
+  return decode(type, any?.value ?? new Uint8Array(), name);
 }
 
 /** What the options of a creation and of a checkpoint have in common. */
