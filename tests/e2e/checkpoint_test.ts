@@ -359,7 +359,7 @@ criuTest(
 /** Makes a `criu` in the shim's folder that keeps what it is called with, and is this CRIU then. */
 async function makeRecordingCriu(shim: Shim, criu: string): Promise<void> {
   const script = `#!/bin/sh\necho "$@" >>'${shim.folder}/record'\nexec '${criu}' "$@"\n`;
-  await Deno.writeTextFile(`${shim.folder}/criu`, script, { mode: 0o755 });
+  await shim.makeProgram("criu", script);
 }
 
 /** Fails unless that has been asked to do something. */
@@ -403,7 +403,7 @@ criuTest(
 [ -e '${shim.folder}/begun' ] || { : >'${shim.folder}/begun'; read -r line <'${go}'; }
 exec '${criu}' "$@"
 `;
-      await Deno.writeTextFile(`${shim.folder}/criu`, script, { mode: 0o755 });
+      await shim.makeProgram("criu", script);
       using counter = await Counter.start(shim);
       const ending = Promise.all([shim.wait(), shim.checkpoint(image, { exit: true })]);
       // It is awaited below; when something else fails first, that is what counts.
@@ -432,8 +432,7 @@ criuTest(
   "all options of a checkpoint, and of the creation from one, are CRIU's",
   (criu) =>
     withCriu(criu, async (shim, image) => {
-      const runtime = `${shim.folder}/recording-runc`;
-      await Deno.writeTextFile(runtime, RECORDING_RUNTIME, { mode: 0o755 });
+      const runtime = await shim.makeProgram("recording-runc", RECORDING_RUNTIME);
       const work = `${shim.folder}/criu-work`;
       const options = {
         openTcp: true,

@@ -4,15 +4,8 @@ import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { StatusError } from "../../lib/ttrpc/status.ts";
 import { inEachForm, onlyOurs, onlyOursInEachForm } from "./env.ts";
 import { isAlive, processOf } from "./proc.ts";
-import { type Shim, withShim } from "./shim.ts";
+import { withShim } from "./shim.ts";
 import { until } from "./until.ts";
-
-/** Makes an OCI runtime of a script, which is given the folder that it is in as its first argument. */
-function makeRuntime(shim: Shim, script: string): string {
-  const path = `${shim.folder}/runtime`;
-  Deno.writeTextFileSync(path, script, { mode: 0o755 });
-  return path;
-}
 
 /** Becomes the parent of what a command of runc starts, and stays to reap it: prctl(PR_SET_CHILD_SUBREAPER). */
 const ADOPTING = (command: string) =>
@@ -42,7 +35,7 @@ onlyOursInEachForm(
   "an init that another has adopted is known to have ended within a second",
   (form) =>
     withShim({ shim: form }, async (shim) => {
-      const init = await shim.run({}, { runtime: makeRuntime(shim, ADOPTING("create")) });
+      const init = await shim.run({}, { runtime: await shim.makeProgram("runtime", ADOPTING("create")) });
       assert(processOf(init)!.ppid !== shim.pid, "it is the shim's child all the same");
       const waiting = shim.wait();
       const start = performance.now();
@@ -61,7 +54,7 @@ onlyOurs(
   "an exec that another has adopted is known to have ended, with its status",
   () =>
     withShim({}, async (shim) => {
-      await shim.run({}, { runtime: makeRuntime(shim, ADOPTING("exec")) });
+      await shim.run({}, { runtime: await shim.makeProgram("runtime", ADOPTING("exec")) });
       await shim.exec("other", ["sh", "-c", "mkfifo /tmp/go; read line </tmp/go; exit 7"]);
       const pid = await shim.startProcess("other");
       assert(processOf(pid)!.ppid !== shim.pid, "it is the shim's child all the same");
@@ -84,7 +77,7 @@ onlyOurs(
         "print $w $status",
         "1 while wait > 0; print $w $status",
       );
-      await shim.run({}, { runtime: makeRuntime(shim, script) });
+      await shim.run({}, { runtime: await shim.makeProgram("runtime", script) });
       await shim.exec("other", ["true"]);
       await shim.startProcess("other");
       // Nobody can tell how.
@@ -109,7 +102,7 @@ case " $* " in *" exec "*)
 esac
 exec runc "$@"
 `;
-      await shim.run({}, { runtime: makeRuntime(shim, script) });
+      await shim.run({}, { runtime: await shim.makeProgram("runtime", script) });
       await shim.exec("other", ["sh", "-c", "exit 9"]);
       await shim.startProcess("other");
       assertEquals((await shim.wait("other")).status, 9);
@@ -119,7 +112,10 @@ exec runc "$@"
 
 Deno.test("a runtime that is killed before it creates the container fails Create; the next one works", () =>
   withShim({ args: ["sh", "-c", "exit 4"] }, async (shim) => {
-    const runtime = makeRuntime(shim, `#!/bin/sh\ncase " $* " in *" create "*) kill -9 $$;; esac; exec runc "$@"\n`);
+    const runtime = await shim.makeProgram(
+      "runtime",
+      `#!/bin/sh\ncase " $* " in *" create "*) kill -9 $$;; esac; exec runc "$@"\n`,
+    );
     const error = await assertRejects(() => shim.create({}, { runtime }), StatusError);
     assertMatch(error.message, /create/);
     await shim.run();
@@ -133,7 +129,8 @@ onlyOurs(
   () =>
     withShim({}, async (shim) => {
       const script = `#!/bin/sh\ncase " $* " in *" create "*) runc "$@"; kill -9 $$;; esac; exec runc "$@"\n`;
-      await assertRejects(() => shim.create({}, { runtime: makeRuntime(shim, script) }), StatusError);
+      const runtime = await shim.makeProgram("runtime", script);
+      await assertRejects(() => shim.create({}, { runtime }), StatusError);
       await until("its init has ended", () => shim.containerProcesses().length === 0);
       await until("everything is reaped", () => shim.children().length === 0);
       assertEquals(shim.leftovers(), []);
@@ -146,7 +143,7 @@ onlyOurs(
   () =>
     withShim({}, async (shim) => {
       const script = `#!/bin/sh\ncase " $* " in *" exec "*) runc "$@"; kill -9 $$;; esac; exec runc "$@"\n`;
-      const init = await shim.run({}, { runtime: makeRuntime(shim, script) });
+      const init = await shim.run({}, { runtime: await shim.makeProgram("runtime", script) });
       await shim.exec("other", ["sleep", "1000"]);
       await assertRejects(() => shim.startProcess("other"), StatusError);
       assertEquals((await shim.wait("other")).status, 255);

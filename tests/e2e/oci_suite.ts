@@ -2,6 +2,7 @@
 
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { Code } from "../../lib/ttrpc/status.ts";
+import { expectFinishedNotFound, expectPidsKnown, INIT_WITH_ONE_CHILD } from "./behaviour.ts";
 import { type CgroupVersion, expectFrozen, hasCgroups, textOf } from "./cgroups.ts";
 import { IS_OURS } from "./env.ts";
 import { Writer } from "./fifo.ts";
@@ -124,20 +125,8 @@ export function testRuntime(setup: Setup): void {
   });
 
   shimTest("ListPids knows init and execs by their ids, and lists what they have started", {
-    args: ["sh", "-c", "sleep 1000 & wait"],
-  }, async (shim) => {
-    const init = await shim.run();
-    await shim.exec("other", ["sleep", "1000"]);
-    const other = await shim.startProcess("other");
-    const pids = await until("init has started its child", async () => {
-      const pids = await shim.pids();
-      return pids.size === 3 && pids;
-    });
-    const [child] = [...pids.keys()].filter((pid) => pid !== init && pid !== other);
-    assertEquals(processOf(child!)?.ppid, init);
-    const known = new Map([[init, shim.id], [other, "other"], [child!, undefined]]);
-    assertEquals(new Map([...pids].sort()), new Map([...known].sort()));
-  });
+    args: INIT_WITH_ONE_CHILD,
+  }, expectPidsKnown);
 
   shimTest("a paused container stands still, with its execs, and goes on when it is resumed", {
     args: ECHO,
@@ -214,17 +203,7 @@ export function testRuntime(setup: Setup): void {
     await shim.delete();
   });
 
-  shimTest("Kill of what has finished answers NOT_FOUND", {}, async (shim) => {
-    await shim.run();
-    await shim.exec("other", ["true"]);
-    await shim.startProcess("other");
-    await shim.wait("other");
-    await assertStatus(shim.kill(SIGKILL, { id: "other" }), Code.NOT_FOUND, "process already finished");
-    await shim.kill(SIGKILL);
-    await shim.wait();
-    await assertStatus(shim.kill(SIGKILL), Code.NOT_FOUND, "process already finished");
-    await shim.delete();
-  });
+  shimTest("Kill of what has finished answers NOT_FOUND", {}, expectFinishedNotFound);
 
   shimTest("of a container that the runtime has lost, Kill answers NOT_FOUND, and Delete removes the rest", {
     onlyOurs: runtime === "crun" ? "it does not know how crun says so" : undefined,

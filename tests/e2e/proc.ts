@@ -86,40 +86,16 @@ export function threadMasks(pid: number): SignalMasks[] {
   });
 }
 
-/** A file system that is mounted. */
-export interface Mount {
-  readonly path: string;
-  /** cgroup2, overlay, ... */
-  readonly type: string;
-  /** The same for all mounts of one file system. */
-  readonly device: string;
-}
-
-/** All that is mounted, deepest last. */
-export function mounts(): Mount[] {
-  return Deno.readTextFileSync("/proc/self/mountinfo").trimEnd().split("\n").map((line) => {
-    const [before, after] = line.split(" - ") as [string, string];
-    const [_id, _parent, device, _root, path] = before.split(" ") as [string, string, string, string, string];
-    return {
-      path: path.replace(/\\([0-7]{3})/g, (_, digits) => String.fromCharCode(parseInt(digits, 8))),
-      type: after.split(" ")[0]!,
-      device,
-    };
-  });
-}
-
-/** What is mounted at or below a folder, deepest last. */
-export function mountsBelow(folder: string): string[] {
-  return mounts().map(({ path }) => path).filter((path) => path === folder || path.startsWith(`${folder}/`));
-}
-
 /** A line of a mountinfo file: proc_pid_mountinfo(5). */
 export interface MountInfo {
   readonly path: string;
+  /** The same for all mounts of one file system. */
+  readonly device: string;
   /** ro, nosuid, ... */
   readonly flags: readonly string[];
   /** shared:N, master:N, unbindable */
   readonly propagation: readonly string[];
+  /** cgroup2, overlay, ... */
   readonly type: string;
   /** What the filesystem itself says. */
   readonly options: readonly string[];
@@ -131,13 +107,24 @@ export function parseMountInfo(text: string): MountInfo[] {
     const fields = line.split(" ");
     const separator = fields.indexOf("-", 6);
     return {
-      path: fields[4]!,
+      path: fields[4]!.replace(/\\([0-7]{3})/g, (_, digits) => String.fromCharCode(parseInt(digits, 8))),
+      device: fields[2]!,
       flags: fields[5]!.split(","),
       propagation: fields.slice(6, separator),
       type: fields[separator + 1]!,
       options: fields[separator + 3]!.split(","),
     };
   });
+}
+
+/** All that is mounted, deepest last. */
+export function mounts(): MountInfo[] {
+  return parseMountInfo(Deno.readTextFileSync("/proc/self/mountinfo"));
+}
+
+/** What is mounted at or below a folder, deepest last. */
+export function mountsBelow(folder: string): string[] {
+  return mounts().map(({ path }) => path).filter((path) => path === folder || path.startsWith(`${folder}/`));
 }
 
 /** What the descriptors of a process are, by number. */

@@ -340,6 +340,13 @@ export class Shim {
     return (await this.call("ShimInfo", new Uint8Array(), v1.ShimInfoResponse)).shimPid;
   }
 
+  /** Makes a program of a script in the test's folder, an OCI runtime say, and gives its path. */
+  async makeProgram(name: string, script: string): Promise<string> {
+    const path = `${this.folder}/${name}`;
+    await Deno.writeTextFile(path, script, { mode: 0o755 });
+    return path;
+  }
+
   /** Makes the FIFOs of a process in the test's folder, and gives their paths. */
   async fifos(process: string = this.id): Promise<Attached["fifos"]> {
     const [stdin, stdout, stderr] = ["0", "1", "2"].map((each) => `${this.folder}/${process}-${each}`) as Three<string>;

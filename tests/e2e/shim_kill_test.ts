@@ -3,6 +3,7 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { Code } from "../../lib/ttrpc/status.ts";
 import { must, start } from "./command.ts";
+import { expectFinishedNotFound } from "./behaviour.ts";
 import { IS_OURS } from "./env.ts";
 import { descendants, isAlive, processOf } from "./proc.ts";
 import { assertStatus, type Shim, Status, withShim } from "./shim.ts";
@@ -57,18 +58,7 @@ Deno.test("Kill of an exec reaches it, and not init", () =>
     assertEquals((await shim.state()).status, Status.RUNNING);
   }));
 
-Deno.test("Kill of a process that has finished answers NOT_FOUND", () =>
-  withShim({}, async (shim) => {
-    await shim.run();
-    await shim.exec("other", ["true"]);
-    await shim.startProcess("other");
-    await shim.wait("other");
-    await assertStatus(shim.kill(SIGKILL, { id: "other" }), Code.NOT_FOUND, "process already finished");
-    await shim.kill(SIGKILL);
-    await shim.wait();
-    await assertStatus(shim.kill(SIGKILL), Code.NOT_FOUND, "process already finished");
-    await shim.delete();
-  }));
+Deno.test("Kill of a process that has finished answers NOT_FOUND", () => withShim({}, expectFinishedNotFound));
 
 Deno.test(
   "Kill of an exec that has not started answers FAILED_PRECONDITION",
@@ -134,8 +124,7 @@ Deno.test("so it is when the pid namespace is another's, given by its path", () 
 
 Deno.test("in a pid namespace of its own, the kernel does that: the runtime is not asked to", () =>
   withShim({ args: INIT_WITH_CHILD }, async (shim) => {
-    const runtime = `${shim.folder}/recording-runc`;
-    await Deno.writeTextFile(runtime, RECORDING, { mode: 0o755 });
+    const runtime = await shim.makeProgram("recording-runc", RECORDING);
     const { fifos: { stdin } } = await shim.createWithFifos({ runtime });
     await shim.startProcess();
     await Deno.writeTextFile(stdin, "\n");
@@ -158,8 +147,7 @@ exec runc "$@"
 
 Deno.test("init's exit is told only when the runtime has killed what is left", () =>
   withShim({ args: INIT_WITH_CHILD, namespaces: ["mount"] }, async (shim) => {
-    const runtime = `${shim.folder}/slow-runc`;
-    await Deno.writeTextFile(runtime, SLOW_TO_KILL, { mode: 0o755 });
+    const runtime = await shim.makeProgram("slow-runc", SLOW_TO_KILL);
     await must(["mkfifo", `${shim.folder}/asked`, `${shim.folder}/go`]);
     const { fifos: { stdin } } = await shim.createWithFifos({ runtime });
     await shim.startProcess();

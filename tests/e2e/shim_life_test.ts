@@ -2,6 +2,7 @@
 
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { Code, StatusError } from "../../lib/ttrpc/status.ts";
+import { expectPidsKnown, INIT_WITH_ONE_CHILD } from "./behaviour.ts";
 import { IS_OURS } from "./env.ts";
 import { isAlive, processOf } from "./proc.ts";
 import { assertStatus, Status, withShim } from "./shim.ts";
@@ -111,19 +112,7 @@ Deno.test("a container cannot be started twice", () =>
   }));
 
 Deno.test("ListPids knows init and execs by their ids, and lists what they have started", () =>
-  withShim({ args: ["sh", "-c", "sleep 1000 & wait"] }, async (shim) => {
-    const init = await shim.run();
-    await shim.exec("other", ["sleep", "1000"]);
-    const other = await shim.startProcess("other");
-    const pids = await until("init has started its child", async () => {
-      const pids = await shim.pids();
-      return pids.size === 3 && pids;
-    });
-    assertEquals([pids.get(init), pids.get(other)], [shim.id, "other"]);
-    const [child] = [...pids.keys()].filter((pid) => pid !== init && pid !== other);
-    assertEquals(pids.get(child!), undefined);
-    assertEquals(processOf(child!)?.ppid, init);
-  }));
+  withShim({ args: INIT_WITH_ONE_CHILD }, expectPidsKnown));
 
 Deno.test("ShimInfo tells the shim's own pid", () =>
   withShim({}, async (shim) => {

@@ -9,14 +9,12 @@ const { CreateOptions } = containerd.linux.runc;
 
 /** Makes a runtime that is runc, less one flag that it is given, and writes its arguments down. */
 async function makeRecorder(shim: Shim, without = ""): Promise<string> {
-  const runtime = `${shim.folder}/recorder`;
   const script = `#!/bin/sh
 echo "$*" >>'${shim.folder}/arguments'
 for each; do shift; [ "$each" = "${without}" ] || set -- "$@" "$each"; done
 exec runc "$@"
 `;
-  await Deno.writeTextFile(runtime, script, { mode: 0o755 });
-  return runtime;
+  return await shim.makeProgram("recorder", script);
 }
 
 /** Runs the container with a recorder, and gives the arguments of `create`. */
@@ -69,7 +67,6 @@ Deno.test("no_pivot_root and no_new_keyring of Create's options are passed on", 
 
 Deno.test("io_uid and io_gid own the pipes that the runtime is given", () =>
   withShim({ args: ["true"] }, async (shim) => {
-    const runtime = `${shim.folder}/owners`;
     const script = `#!/bin/sh
 case " $* " in *" create "*)
   owners=$(for n in 0 1 2; do stat -L -c '%u %g' /proc/$$/fd/$n; done)
@@ -77,7 +74,7 @@ case " $* " in *" create "*)
 esac
 exec runc "$@"
 `;
-    await Deno.writeTextFile(runtime, script, { mode: 0o755 });
+    const runtime = await shim.makeProgram("owners", script);
     const value = CreateOptions.encode({ ioUid: 1234, ioGid: 5678 }).finish();
     const options = { type_url: "containerd.linux.runc.CreateOptions", value };
     await shim.createWithFifos({ runtime, options });

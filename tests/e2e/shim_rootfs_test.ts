@@ -87,8 +87,8 @@ Deno.test("deleting a container that was not started unmounts", () =>
 
 /** What is mounted at the container's root, topmost last, when the runtime is started: one that fails, and runs nothing. */
 async function mountedAtRoot(shim: Shim, mounts: Mounts): Promise<MountInfo[]> {
-  const [runtime, file] = [`${shim.folder}/fake-runc`, `${shim.folder}/mountinfo`];
-  await Deno.writeTextFile(runtime, `#!/bin/sh\ncat /proc/self/mountinfo >'${file}'\nexit 1\n`, { mode: 0o755 });
+  const file = `${shim.folder}/mountinfo`;
+  const runtime = await shim.makeProgram("fake-runc", `#!/bin/sh\ncat /proc/self/mountinfo >'${file}'\nexit 1\n`);
   await assertRejects(() => shim.create({}, { runtime, rootfs: mounts }), StatusError, "OCI runtime create failed: ");
   assertEquals(mountsBelow(shim.folder), []);
   return parseMountInfo(await Deno.readTextFile(file)).filter(({ path }) => path === `${shim.bundle}/rootfs`);

@@ -41,8 +41,7 @@ onlyOursInEachForm(
   "the runtime is started with no signal blocked or ignored, and with no descriptor of the shim's",
   (form) =>
     withShim({ shim: form, args: ["sh", "-c", "exit 3"] }, async (shim) => {
-      const runtime = `${shim.folder}/recording-runc`;
-      await Deno.writeTextFile(runtime, RECORDING_RUNTIME, { mode: 0o755 });
+      const runtime = await shim.makeProgram("recording-runc", RECORDING_RUNTIME);
       await shim.createWithFifos({ runtime });
       await shim.startProcess();
       assertEquals((await shim.wait()).status, 3);
@@ -82,9 +81,8 @@ onlyOurs(
     await Deno.chmod(limited, 0o755);
     await withShim({ shim: { name: "limited", path: limited } }, async (shim) => {
       // runc is written in Go, and raises its own: what it is started with is what counts.
-      const runtime = `${shim.folder}/limit-runc`;
       const script = `#!/bin/sh\nulimit -S -n >>'${shim.folder}/limits'\nexec runc "$@"\n`;
-      await Deno.writeTextFile(runtime, script, { mode: 0o755 });
+      const runtime = await shim.makeProgram("limit-runc", script);
       await shim.run({}, { runtime });
       assertEquals(await Deno.readTextFile(`${shim.folder}/limits`), "777\n777\n");
       await shim.kill(9);

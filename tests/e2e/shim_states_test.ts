@@ -70,12 +70,11 @@ onlyOurs(
   "State says PAUSING while the runtime pauses, and of execs too",
   () =>
     withShim({}, async (shim) => {
-      const runtime = `${shim.folder}/slow-runc`;
       const script = `#!/bin/sh
 case " $* " in *" pause "*) mkfifo '${shim.folder}/pausing'; read line <'${shim.folder}/pausing';; esac
 exec runc "$@"
 `;
-      await Deno.writeTextFile(runtime, script, { mode: 0o755 });
+      const runtime = await shim.makeProgram("slow-runc", script);
       await shim.run({}, { runtime });
       await shim.exec("other", ["sleep", "1000"]);
       await shim.startProcess("other");
@@ -94,12 +93,11 @@ exec runc "$@"
 
 Deno.test("calls on a container wait for each other, and State, Wait and ShimInfo for none", () =>
   withShim({}, async (shim) => {
-    const runtime = `${shim.folder}/slow-runc`;
     const script = `#!/bin/sh
 case " $* " in *" start "*) mkfifo '${shim.folder}/starting'; read line <'${shim.folder}/starting';; esac
 exec runc "$@"
 `;
-    await Deno.writeTextFile(runtime, script, { mode: 0o755 });
+    const runtime = await shim.makeProgram("slow-runc", script);
     await shim.create({}, { runtime });
     const starting = shim.startProcess();
     await until("runc is about to start it", () => Deno.statSync(`${shim.folder}/starting`).isFifo);
