@@ -65,11 +65,6 @@ export class Stream {
     return this.#bytes;
   }
 
-  /** Whether there may be more to move. */
-  get open(): boolean {
-    return this.#open;
-  }
-
   /** Ends the stream where it is and closes its descriptors; nothing, when it is at its end. */
   close(): void {
     if (!this.#open) return;
