@@ -11,7 +11,9 @@ TOOLS := build/tools
 DENO := $(TOOLS)/node_modules/@deno/linux-x64-glibc/deno
 PBJS := $(TOOLS)/node_modules/.bin/pbjs
 PROTOS := $(wildcard lib/api/*.proto)
-API := lib/api/mod.js lib/api/mod.d.ts
+# Loaded at start, each for itself; mod has what is left.
+API_MODULES := ttrpc shim_info mod
+API := $(API_MODULES:%=lib/api/%.js) $(API_MODULES:%=lib/api/%.d.ts)
 SOURCES := main.ts deno.json deno.lock $(shell find ffi lib -name '*.ts') \
 	lib/standalone/entry.c lib/standalone/entry.ld
 
@@ -26,11 +28,18 @@ $(DENO) $(PBJS) &: Makefile
 	touch $(DENO) $(PBJS)
 
 $(API) &: $(PROTOS) $(PBJS)
-	$(PBJS) --target static-module --wrap esm --dts --dependency ./protobuf.ts \
+	$(call pbjs,ttrpc,lib/api/ttrpc.proto)
+	$(call pbjs,shim_info,lib/api/shim_info.proto)
+	$(call pbjs,mod,$(filter-out lib/api/ttrpc.proto,$(PROTOS)))
+
+# pbjs MODULE PROTOS: lib/api/MODULE.js and .d.ts from the messages of PROTOS
+define pbjs
+$(PBJS) --target static-module --wrap esm --root $(1) --dts --dependency ./protobuf.ts \
 		--no-create --no-verify --no-convert --no-delimited --no-service --no-typeurl \
-		--force-number --no-beautify --path lib/api --out lib/api/mod.js $(PROTOS)
-	sed -i '1i /* @ts-self-types="./mod.d.ts" */' lib/api/mod.js
-	sed -i '/^import Long = require/d; s|"./protobuf.ts"|"protobufjs/minimal"|' lib/api/mod.d.ts
+		--force-number --no-beautify --path lib/api --out lib/api/$(1).js $(2)
+sed -i '1i /* @ts-self-types="./$(1).d.ts" */' lib/api/$(1).js
+sed -i '/^import Long = require/d; s|"./protobuf.ts"|"protobufjs/minimal"|' lib/api/$(1).d.ts
+endef
 
 bin/containerd-shim: $(SOURCES) $(API) $(DENO)
 	@command -v gcc >/dev/null && command -v objcopy >/dev/null || \

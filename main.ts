@@ -1,6 +1,5 @@
 /** containerd-shim: argv to exit code. */
 
-import "./lib/standalone/globals.ts";
 import { parse, usage, UsageError } from "./lib/cli.ts";
 import { messageOf } from "./lib/errors.ts";
 import { run } from "./lib/shim.ts";

@@ -10,7 +10,7 @@ import * as fds from "./fd.ts";
 import { check, Errno, errno, libc, SystemError } from "./libc.ts";
 
 const c = libc({
-  pthread_sigmask: [["i32", "buffer", "pointer"], "i32"],
+  pthread_sigmask: [["i32", "buffer", "buffer"], "i32"],
   signalfd: [["i32", "buffer", "i32"], "i32"],
 });
 
@@ -103,6 +103,18 @@ export function unblock(signals: Iterable<number>): void {
 function changeMask(how: number, signals: Iterable<number>): void {
   const error = c().pthread_sigmask(how, signalSet(signals), null);
   if (error !== 0) throw new SystemError("pthread_sigmask", error);
+}
+
+/**
+ * Whether the main thread blocks all of these.
+ *
+ * @throws {SystemError}
+ */
+export function areBlocked(signals: Iterable<number>): boolean {
+  const mask = new Uint8Array(SIGSET_SIZE);
+  const error = c().pthread_sigmask(SIG_BLOCK, null, mask);
+  if (error !== 0) throw new SystemError("pthread_sigmask", error);
+  return signalSet(signals).every((bits, i) => (mask[i]! & bits) === bits);
 }
 
 /** Calls at once that make every idle thread of the pool take one. */

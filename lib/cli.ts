@@ -1,6 +1,8 @@
-/** The command line: one table of flags, read the way Go's `flag` package reads them. */
-
-import { parseArgs } from "@std/cli/parse-args";
+/**
+ * The command line: one table of flags, read the way Go's `flag` package reads them.
+ *
+ * That is not how @std/cli reads them, which would also cost each start a millisecond.
+ */
 
 interface Flag {
   readonly name: string;
@@ -91,7 +93,8 @@ export class UsageError extends Error {
  * @throws {UsageError}
  */
 export function parse(args: readonly string[]): Options | undefined {
-  const normal: string[] = [];
+  const options: Record<string, string | boolean> = {};
+  for (const flag of FLAGS) options[flag.name] = flag.default;
   for (let i = 0; i < args.length; i++) {
     const arg = args[i]!;
     if (!arg.startsWith("-") || arg === "-" || arg === "--") break;
@@ -105,28 +108,19 @@ export function parse(args: readonly string[]): Options | undefined {
       throw new UsageError(`flag provided but not defined: -${name}`);
     }
     if (flag.type === "bool") {
-      normal.push(`--${flag.name}=${parseBool(name!, value ?? "true")}`);
+      options[flag.name] = parseBool(name!, value ?? "true");
       continue;
     }
     if (value === undefined && ++i >= args.length) {
       throw new UsageError(`flag needs an argument: -${name}`);
     }
-    normal.push(`--${flag.name}=${value ?? args[i]}`);
+    options[flag.name] = value ?? args[i]!;
   }
-  const { _, ...options } = parseArgs(normal, {
-    string: names("string"),
-    boolean: names("bool"),
-    default: Object.fromEntries(FLAGS.map((each) => [each.name, each.default])),
-  });
   return options as unknown as Options;
 }
 
 function find(name: string): Flag | undefined {
   return FLAGS.find((flag: Flag) => flag.name === name || flag.alias === name);
-}
-
-function names(type: Flag["type"]): string[] {
-  return FLAGS.filter((flag) => flag.type === type).map((flag) => flag.name);
 }
 
 /** The words for a boolean that Go's strconv.ParseBool knows. */

@@ -10,20 +10,36 @@ export interface Logger {
   error(message: string, fields?: Fields): void;
 }
 
+/** Options of {@link openLog}. */
+export interface LogOptions extends LineOptions {
+  /** Tells the time since the process was started, in µs: every line then has it. */
+  readonly sinceStart?: (() => number) | undefined;
+  /** Until this is settled lines of level debug are kept: what tells how long the start takes is not to lengthen it. */
+  readonly started: Promise<void>;
+}
+
 /**
  * A logger that writes logrus's text format.
  *
  * LogTape is loaded with the first line that is to be written, not at start: most shims never write one.
  */
-export function openLog(options: LineOptions): Logger {
-  let line: WriteLine | undefined;
-  let loading: Promise<WriteLine> | undefined;
+export function openLog({ sinceStart, started, ...options }: LogOptions): Logger {
+  let write: WriteLine | undefined;
+  let loading: Promise<void> | undefined;
+  const waiting: Parameters<WriteLine>[] = [];
+  const load = () =>
+    loading ??= import("./logrus.ts").then(({ logrus }) => {
+      write = logrus(options);
+      for (const line of waiting.splice(0)) write(...line);
+    });
   const log = (level: Level, message: string, fields?: Fields) => {
     if (level === "debug" && !options.debug) return;
-    const at = Date.now();
-    if (line) return line(level, at, message, fields);
-    loading ??= import("./logrus.ts").then(({ logrus }) => line = logrus(options));
-    loading.then((line) => line(level, at, message, fields));
+    const since = sinceStart && { us_since_start: sinceStart() };
+    const line = [level, Date.now(), message, { ...fields, ...since }] as const;
+    if (write) return write(...line);
+    waiting.push([...line]);
+    if (level === "debug") started.then(load);
+    else load();
   };
   return {
     debug: (message, fields) => log("debug", message, fields),

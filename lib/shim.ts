@@ -1,5 +1,6 @@
 /** The shim: puts the parts together and runs them. The only place that knows all of them. */
 
+import { sinceEntry } from "../ffi/clock.ts";
 import { O, open, write } from "../ffi/fd.ts";
 import { ensureFifo, unreadBytes } from "../ffi/pipe.ts";
 import { Poller } from "../ffi/poll.ts";
@@ -9,13 +10,11 @@ import { Listener, ownCredentials } from "../ffi/socket.ts";
 import { after } from "../ffi/timer.ts";
 import { sleep, type Timer, within } from "./async.ts";
 import type { Options } from "./cli.ts";
-import { describe } from "./dump.ts";
 import { messageOf } from "./errors.ts";
-import { publisher } from "./events/publish.ts";
-import { EventQueue } from "./events/queue.ts";
+import { EventQueue, type Publisher } from "./events/queue.ts";
 import { type Logger, openLog } from "./log.ts";
 import { Reaper } from "./reaper.ts";
-import { ShimService } from "./service/shim.ts";
+import { LazyService } from "./service/lazy.ts";
 import { blockEverywhere, receive, receiveFromDeno } from "./signals.ts";
 import { Server } from "./ttrpc/server.ts";
 
@@ -28,8 +27,13 @@ const LOG_MODE = 0o700;
 /** How long a reader of the log has to take a dump before it is also written to a file of the bundle, in ms. */
 const DUMP_DELAY_MS = 200;
 const DUMP_FILE = "shim.dump.log";
+/** How long lines of level debug are kept at most when nobody calls, in ms. */
+const START_TIMEOUT_MS = 1000;
+const US_PER_MS = 1000;
 /** How long nothing is accepted after a failure, in ms. */
 const ACCEPT_DELAY_MS = 100;
+/** How long after its first ShimInfo the rest of the shim is loaded, in ms. */
+const PRELOAD_DELAY_MS = 1;
 /** How long the end waits for calls that are being answered, in ms. */
 const SHUTDOWN_TIMEOUT_MS = 10_000;
 
@@ -41,13 +45,17 @@ const SHUTDOWN_TIMEOUT_MS = 10_000;
  */
 export async function run(options: Options): Promise<number> {
   const cwd = Deno.cwd();
-  const { log, logFifo } = openLogs(options, cwd);
+  const started = Promise.withResolvers<void>();
+  const { log, logFifo } = openLogs(options, cwd, started.promise);
+  log.debug("log opened");
   if (options.namespace === "") throw new Error("shim namespace cannot be empty");
   surviveErrors(log);
   becomeSubreaper();
   restoreOpenFilesLimit();
   const unblocked = await blockEverywhere();
+  log.debug("signals blocked");
   const poller = await Poller.open((error) => log.error("a descriptor's handler failed", { error }));
+  log.debug("event loop joined");
   const timer = (ms: number, callback: () => void) => after(poller, ms, callback);
   const reaper = new Reaper({ timer, poller, log });
   const ended = Promise.withResolvers<void>();
@@ -73,30 +81,46 @@ export async function run(options: Options): Promise<number> {
     log.warn("signals come by Deno's listeners: some threads do not block them", { threads: unblocked });
   }
   const events = new EventQueue(
-    publisher({
-      address: options.address,
-      binary: options["containerd-binary"],
-      run: (options) => reaper.run(options),
+    lazyPublisher(async () => {
+      const { publisher } = await import("./events/publish.ts");
+      return publisher({
+        address: options.address,
+        binary: options["containerd-binary"],
+        run: (options) => reaper.run(options),
+      });
     }),
     timer,
     log,
   );
-  const service = new ShimService(
-    { poller, reaper, timer, log },
-    {
-      namespace: options.namespace,
-      cwd,
-      workdir: options.workdir || cwd,
-      runtimeRoot: options["runtime-root"],
-      criu: options.criu,
-      systemdCgroup: options["systemd-cgroup"],
+  const service = new LazyService({
+    load: async () => {
+      const { ShimService } = await import("./service/shim.ts");
+      return new ShimService(
+        { poller, reaper, timer, log },
+        {
+          namespace: options.namespace,
+          cwd,
+          workdir: options.workdir || cwd,
+          runtimeRoot: options["runtime-root"],
+          criu: options.criu,
+          systemdCgroup: options["systemd-cgroup"],
+        },
+        events,
+      );
     },
-    events,
-  );
+    // Not before the answer has been sent.
+    onShimInfo: () => preload ??= timer(PRELOAD_DELAY_MS, () => service.load()),
+  });
+  let preload: Disposable | undefined;
   const server = new Server(service.services, {
     onError: (error, call) => log.error("call failed", { method: call?.method, error }),
+    onAnswer: !options.debug ? undefined : ({ method, startedAt }) => {
+      log.debug("call answered", { method, us: Math.round((performance.now() - startedAt) * US_PER_MS) });
+      started.resolve();
+    },
   });
-  const dump = () => {
+  const dump = async () => {
+    const { describe } = await import("./dump.ts");
     const text = describe({ calls: server.inFlight, processes: service.processes, events, poller });
     for (const line of text) log.info(line);
     timer(DUMP_DELAY_MS, () => {
@@ -107,6 +131,7 @@ export async function run(options: Options): Promise<number> {
   const listener = listen(options.socket);
   log.debug("serving api on unix socket", { socket: options.socket || "[inherited from parent]" });
   accept(listener, server, events, timer, log);
+  if (options.debug) timer(START_TIMEOUT_MS, started.resolve);
 
   await ended.promise;
   listener.close();
@@ -123,6 +148,16 @@ export async function run(options: Options): Promise<number> {
   }
   await server.close();
   return 0;
+}
+
+/** A way to containerd that is loaded when there is something to tell. */
+function lazyPublisher(load: () => Promise<Publisher>): Publisher {
+  let loading: Promise<Publisher> | undefined;
+  const loaded = () => loading ??= load();
+  return {
+    publish: async (envelope) => (await loaded()).publish(envelope),
+    reach: async () => (await loaded()).reach(),
+  };
 }
 
 function listen(socket: string): Listener {
@@ -169,6 +204,7 @@ async function accept(
       conn.close();
       continue;
     }
+    log.debug("connection accepted", { peer: peer.pid });
     server.serveConnection(conn);
     // It may be a containerd that was away.
     events.retry();
@@ -192,7 +228,11 @@ function surviveErrors(log: Logger): void {
  *
  * @throws {SystemError}
  */
-function openLogs(options: Options, cwd: string): { readonly log: Logger; readonly logFifo: number } {
+function openLogs(
+  options: Options,
+  cwd: string,
+  started: Promise<void>,
+): { readonly log: Logger; readonly logFifo: number } {
   const folder = options.workdir || cwd;
   const [stdout] = ["stdout", "stderr"].map((name) => {
     const path = `${folder}/shim.${name}.log`;
@@ -205,6 +245,8 @@ function openLogs(options: Options, cwd: string): { readonly log: Logger; readon
     write: (line) => void write(stdout!, encoder.encode(line)),
     debug: options.debug,
     fields: { pid: Deno.pid, path: cwd, namespace: options.namespace },
+    sinceStart: options.debug ? sinceEntry() : undefined,
+    started,
   });
   return { log, logFifo: stdout! };
 }

@@ -2,7 +2,17 @@
 
 import { close } from "../ffi/fd.ts";
 import { Event, type Poller } from "../ffi/poll.ts";
-import { block, blockInPool, LAST_SIGNAL, readSignals, Signal, signalfd, threads, unblock } from "../ffi/signals.ts";
+import {
+  areBlocked,
+  block,
+  blockInPool,
+  LAST_SIGNAL,
+  readSignals,
+  Signal,
+  signalfd,
+  threads,
+  unblock,
+} from "../ffi/signals.ts";
 
 /**
  * Those that keep the disposition they have: what a thread raises by a fault of its own, which no other may answer;
@@ -36,8 +46,8 @@ const ROUNDS = 200;
  * @returns the threads that could not be reached: none where our own entry started the process
  */
 export async function blockEverywhere(): Promise<number[]> {
-  // Our entry blocked them before there was a second thread: one that is only starting takes its mask from one of these.
-  if (threads(SIGNALS).unblocked.length === 0) return [];
+  // Our entry blocked them before there was a second thread, and a thread begins with the mask of the one that makes it.
+  if (areBlocked(SIGNALS)) return [];
   block(SIGNALS);
   let left: number[] = [];
   for (let round = 0; round < ROUNDS; round++) {

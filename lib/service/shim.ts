@@ -11,15 +11,13 @@ import type { State } from "../container/state.ts";
 import { messageOf } from "../errors.ts";
 import type { EventQueue } from "../events/queue.ts";
 import { Runc } from "../runtime/runc.ts";
-import type { Handler, Services } from "../ttrpc/server.ts";
+import type { Handler } from "../ttrpc/server.ts";
 import { Code, StatusError } from "../ttrpc/status.ts";
+import type { Loaded } from "./lazy.ts";
 
 const v1 = containerd.runtime.linux.shim.v1;
 const { Status } = containerd.v1.types;
 const { Empty } = google.protobuf;
-
-/** The service's full name. */
-export const SERVICE = "containerd.runtime.linux.shim.v1.Shim";
 
 /** What the shim was started with, as far as its service needs it. */
 export interface ServiceConfig {
@@ -46,10 +44,9 @@ interface Encoder<T> {
   encode(message: T): { finish(): Uint8Array };
 }
 
-/** The service for one container. */
-export class ShimService {
-  /** What the ttrpc server serves. */
-  readonly services: Services;
+/** The service for one container. ShimInfo is answered before this is there: see lazy.ts. */
+export class ShimService implements Loaded {
+  readonly methods: ReadonlyMap<string, Handler>;
   readonly #context: Context;
   readonly #config: ServiceConfig;
   readonly #events: EventQueue;
@@ -62,19 +59,13 @@ export class ShimService {
     this.#context = context;
     this.#config = config;
     this.#events = events;
-    this.services = new Map([[SERVICE, this.#methods()]]);
+    this.methods = this.#methods();
   }
 
-  /** The container's processes, for whoever wants to look. */
   get processes(): Process[] {
     return this.#container?.processes ?? [];
   }
 
-  /**
-   * Ends the container, whatever it is doing, and removes it.
-   *
-   * @throws {Error} when something of it is left
-   */
   async end(): Promise<void> {
     await this.#creating?.catch(() => {});
     const container = this.#container;
@@ -109,7 +100,6 @@ export class ShimService {
       ["ResizePty", method(v1.ResizePtyRequest, Empty, ({ id, width, height }) => this.#resizePty(id, width, height))],
       ["Update", method(v1.UpdateTaskRequest, Empty, ({ resources }) => this.#update(resources))],
       ["CloseIO", method(v1.CloseIORequest, Empty, ({ id, stdin }) => this.#closeIO(id, stdin))],
-      ["ShimInfo", method(Empty, v1.ShimInfoResponse, () => ({ shimPid: Deno.pid }))],
       ["Wait", method(v1.WaitRequest, v1.WaitResponse, ({ id }) => this.#wait(id))],
     ]);
   }

@@ -4,7 +4,7 @@
  */
 
 /** Values of `p_type`. */
-export const PT_NULL = 0, PT_LOAD = 1, PT_INTERP = 3, PT_NOTE = 4;
+export const PT_NULL = 0, PT_LOAD = 1, PT_DYNAMIC = 2, PT_INTERP = 3, PT_NOTE = 4;
 
 /** Bits of `p_flags`. */
 export const PF_X = 1, PF_R = 4;
@@ -12,6 +12,8 @@ export const PF_X = 1, PF_R = 4;
 const ELF_HEADER_BYTES = 64;
 const PROGRAM_HEADER_BYTES = 56;
 const ELFCLASS64 = 2, ELFDATA2LSB = 1, ET_DYN = 3, EM_X86_64 = 62;
+/** The `e_type` of an executable whose addresses are where it is loaded. */
+export const ET_EXEC = 2;
 const E_TYPE = 16,
   E_MACHINE = 18,
   E_ENTRY = 24,
@@ -37,6 +39,8 @@ export interface ProgramHeader {
 export interface Elf {
   /** The bytes of the ELF header. */
   header: Uint8Array<ArrayBuffer>;
+  /** `e_type`: ET_DYN as it is read. */
+  type: number;
   /** Address of the first instruction, `e_entry`. */
   entry: bigint;
   programHeaders: ProgramHeader[];
@@ -105,7 +109,7 @@ export async function readElf(path: string): Promise<Elf> {
       };
     },
   );
-  return { header, entry: view.getBigUint64(E_ENTRY, true), programHeaders };
+  return { header, type, entry: view.getBigUint64(E_ENTRY, true), programHeaders };
 }
 
 /**
@@ -115,6 +119,7 @@ export async function readElf(path: string): Promise<Elf> {
 export async function writeElf(file: Deno.FsFile, elf: Elf): Promise<void> {
   const header = elf.header.slice();
   const view = new DataView(header.buffer);
+  view.setUint16(E_TYPE, elf.type, true);
   view.setBigUint64(E_ENTRY, elf.entry, true);
   view.setBigUint64(E_SHOFF, 0n, true);
   view.setUint16(E_SHNUM, 0, true);
@@ -151,7 +156,8 @@ export async function writeAt(
   }
 }
 
-async function readAt(
+/** `length` bytes at `offset`; undefined when the file ends before. */
+export async function readAt(
   file: Deno.FsFile,
   offset: bigint,
   length: number,

@@ -13,6 +13,8 @@
 #include <elf.h>
 #include <linux/fcntl.h>
 #include <linux/mman.h>
+#include <linux/time.h>
+#include <linux/time_types.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -27,18 +29,20 @@ struct header {
   uint32_t arguments;  /* strings put in the place of argv[0]; 0: argv stays what it is */
   uint32_t dropped;    /* strings; an environment entry (NAME=value) that begins with one is left out */
   uint32_t added;      /* environment entries put before the caller's */
-  uint64_t address;    /* where this header is, as a virtual address of the ELF file */
-  uint64_t entry;      /* e_entry of the executable before it was packed */
+  uint64_t address;    /* where this header is, as a virtual address of the executable before it was packed */
+  uint64_t entry;      /* its e_entry */
   uint64_t strings;    /* offset of the first string from this header */
+  uint64_t texts;      /* offset of the texts that the program is to find */
+  uint64_t bias;       /* what packing has added to the virtual addresses in the program headers */
 };
 
-enum { ENTRY_OFFSET = 64 }; /* of _start from the header, also in entry.ld and pack.ts */
+enum { ENTRY_OFFSET = 128 }; /* of _start from the header, also in entry.ld and pack.ts */
 
-_Static_assert(sizeof(struct header) == 48 && sizeof(struct header) <= ENTRY_OFFSET, "pack.ts writes this layout");
+_Static_assert(sizeof(struct header) == 64 && sizeof(struct header) <= ENTRY_OFFSET, "pack.ts writes this layout");
 
 /* weak: so the compiler cannot count on these values, which are written after it has run. */
 __attribute__((weak, visibility("hidden"), section(".header")))
-const struct header header = {.magic = "DENOENTR", .version = 1};
+const struct header header = {.magic = "DENOENTR", .version = 2};
 
 enum {
   EXIT_NOT_STARTED = 127, /* as a shell says of a command that it cannot run */
@@ -114,23 +118,36 @@ static void block_signals(void) {
 }
 
 /*
- * The soft limit of open files (getrlimit(2)) as the caller has set it. Deno raises its own to the hard limit before the
- * program's first line, and every child would inherit that; the program puts it back: ffi/process.ts reads this variable.
+ * What the program learns by its environment. When it was entered, in ns of CLOCK_MONOTONIC, for whoever wants to see what the
+ * start costs (ffi/clock.ts). The soft limit of open files (getrlimit(2)) as the caller has set it: Deno raises
+ * its own to the hard limit before the program's first line, and every child would inherit that; the program puts it back
+ * (ffi/process.ts). And where the texts are that it is to read (make.ts).
  */
+static const char ENTERED[] = "CONTAINERD_SHIM_ENTERED=";
 static const char LIMIT[] = "CONTAINERD_SHIM_NOFILE=";
-enum { LIMIT_SIZE = sizeof LIMIT + 20 }; /* 2^64 has 20 digits */
+static const char TEXTS[] = "CONTAINERD_SHIM_TEXTS=";
+enum { VARIABLES = 3, VARIABLE_SIZE = sizeof ENTERED + 20 }; /* the longest of them; 2^64 has 20 digits */
 
-static void describe_limit(char *out) {
-  uint64_t limit[2] = {0, 0}; /* struct rlimit: soft, hard */
-  syscall6(__NR_prlimit64, 0, RLIMIT_NOFILE, 0, (long)limit, 0, 0);
-  const char *name = LIMIT;
+static void describe(char *out, const char *name, uint64_t value) {
   while (*name) *out++ = *name++;
   char digits[20];
   size_t count = 0;
-  do digits[count++] = (char)('0' + limit[0] % 10);
-  while (limit[0] /= 10);
+  do digits[count++] = (char)('0' + value % 10);
+  while (value /= 10);
   while (count) *out++ = digits[--count];
   *out = 0;
+}
+
+static uint64_t now(void) {
+  struct __kernel_timespec time = {0, 0};
+  syscall6(__NR_clock_gettime, CLOCK_MONOTONIC, (long)&time, 0, 0, 0, 0);
+  return (uint64_t)time.tv_sec * 1000000000 + (uint64_t)time.tv_nsec;
+}
+
+static uint64_t limit_of_open_files(void) {
+  uint64_t limit[2] = {0, 0}; /* struct rlimit: soft, hard */
+  syscall6(__NR_prlimit64, 0, RLIMIT_NOFILE, 0, (long)limit, 0, 0);
+  return limit[0];
 }
 
 struct loaded {
@@ -200,6 +217,7 @@ static struct loaded load_interpreter(const char *path) {
  * vector it has a copy of the program headers, which ld.so and dl_iterate_phdr(3) go on reading for the life of the process.
  */
 __attribute__((noreturn, used)) static void enter(const uintptr_t *stack) {
+  const uint64_t entered = now();
   block_signals();
 
   const size_t argc = stack[0]; /* may be 0 before Linux 5.18: execve(2) */
@@ -218,20 +236,25 @@ __attribute__((noreturn, used)) static void enter(const uintptr_t *stack) {
   }
   aux_words += 2;
 
-  const size_t words = 1 + header.arguments + argc + 1 + header.added + 1 + envc + 1 + aux_words + phnum * PHDR_WORDS;
-  char *const limit = __builtin_alloca(LIMIT_SIZE);
-  describe_limit(limit);
+  const size_t words = 1 + header.arguments + argc + 1 + header.added + VARIABLES + envc + 1 + aux_words + phnum * PHDR_WORDS;
+  char variables[VARIABLES][VARIABLE_SIZE];
+  describe(variables[0], ENTERED, entered);
+  describe(variables[1], LIMIT, limit_of_open_files());
+  describe(variables[2], TEXTS, (uintptr_t)&header + header.texts);
   uintptr_t *const frame = __builtin_alloca_with_align(words * sizeof *frame, 128); /* 16 bytes, as the ABI has it */
   Elf64_Phdr *const copies = (Elf64_Phdr *)(frame + words - phnum * PHDR_WORDS);
   const uintptr_t base = (uintptr_t)&header - header.address;
 
   /*
    * The packed file says PT_NULL where PT_INTERP was, or the kernel would have entered ld.so and not us; ld.so wants it back,
-   * and PT_PHDR must lead from this table to the base address: both are what ld.so finds out where the program is from.
+   * and PT_PHDR must lead from this table to the base address: both are what ld.so finds out where the program is from. It
+   * reads addresses that are relative to that base, as the symbols and the relocations that are left to it still have them.
    */
   const char *interpreter = NULL;
   for (size_t i = 0; i < phnum; i++) {
     copies[i] = phdrs[i];
+    copies[i].p_vaddr -= header.bias;
+    copies[i].p_paddr -= header.bias;
     if (copies[i].p_type == PT_PHDR) copies[i].p_vaddr = copies[i].p_paddr = (uintptr_t)copies - base;
     if (copies[i].p_type == PT_NULL && !interpreter) {
       copies[i].p_type = PT_INTERP;
@@ -251,7 +274,7 @@ __attribute__((noreturn, used)) static void enter(const uintptr_t *stack) {
   const char *const prefixes = string;
   for (size_t i = 0; i < header.dropped; i++) string = next_string(string);
   for (size_t i = 0; i < header.added; i++, string = next_string(string)) *out++ = (uintptr_t)string;
-  *out++ = (uintptr_t)limit;
+  for (size_t i = 0; i < VARIABLES; i++) *out++ = (uintptr_t)variables[i];
   for (size_t i = 0; i < envc; i++) {
     const char *prefix = prefixes;
     size_t left = header.dropped;

@@ -15,6 +15,7 @@ import { privateAddress } from "../../ffi/socket.ts";
 import { containerd } from "../api/mod.js";
 import { SIGNALS } from "../signals.ts";
 import { Client } from "../ttrpc/client.ts";
+import { loaderOf, type Module, scriptOf } from "./modules.ts";
 import { pack } from "./pack.ts";
 
 const HERE = `${import.meta.dirname}/`;
@@ -30,8 +31,7 @@ const ROOT = decodeURIComponent(new URL("../../", import.meta.url).pathname);
  * that only runs and ends never comes to. Left to itself, V8 lets the heap for new objects grow to tens of MB, and collects
  * what has outlived that only when there is much more of it: thousands of execs would have cost 150 MB.
  */
-export const V8_FLAGS =
-  "--v8-flags=--single-threaded,--no-enable-lazy-source-positions,--max-semi-space-size=1,--gc-global";
+export const V8_FLAGS = "--v8-flags=--single-threaded,--no-enable-lazy-source-positions,--max-semi-space-size=1";
 
 /** How the program is run: nothing is looked for around it, nor fetched. */
 export const EVAL_FLAGS: readonly string[] = [
@@ -41,6 +41,9 @@ export const EVAL_FLAGS: readonly string[] = [
   "--cached-only",
   V8_FLAGS,
 ];
+
+/** The module that main.ts becomes. */
+const MAIN_MODULE = "main.js";
 
 const ANSWER_TIMEOUT_MS = 10_000;
 const END_TIMEOUT_MS = 10_000;
@@ -65,16 +68,6 @@ export async function compileEntry(out: string): Promise<void> {
     ...[`-Wl,-T,${HERE}entry.ld`, `${HERE}entry.c`, "-o", elf],
   ]);
   await run(["objcopy", "-O", "binary", "-j", ".blob", elf, out]);
-}
-
-/**
- * The text that makes `deno eval` run a bundle. Deno parses what it is given
- * before V8 does; a string literal costs it next to nothing, where the bundle
- * itself would cost more than all that V8 does with it.
- */
-export function programText(bundle: string): string {
-  const source = `${bundle}\n//# sourceURL=containerd-shim.js`;
-  return `(0,eval)(${JSON.stringify(source)})`;
 }
 
 /**
@@ -204,6 +197,8 @@ async function run(
 interface Parts {
   readonly deno: string;
   readonly bundle: string;
+  /** The folder of the same program in several modules. */
+  readonly modules: string;
   readonly entry: string;
   /** How long `deno compile` may take, download included. */
   readonly compileTimeoutMs: number;
@@ -232,9 +227,13 @@ const MAKERS: readonly Maker[] = [
   },
   {
     name: "a copy of Deno",
-    async make({ deno, bundle, entry }, out) {
-      const program = programText(await Deno.readTextFile(bundle));
-      await pack({ deno, entry, program, denoFlags: EVAL_FLAGS, out });
+    async make({ deno, modules, entry }, out) {
+      const scripts: Module[] = [];
+      for await (const { name } of Deno.readDir(modules)) {
+        scripts.push({ name, text: scriptOf({ name, text: await Deno.readTextFile(`${modules}/${name}`) }) });
+      }
+      const program = loaderOf(scripts, MAIN_MODULE);
+      await pack({ deno, entry, program, texts: scripts.map(({ text }) => text), denoFlags: EVAL_FLAGS, out });
     },
   },
 ];
@@ -290,20 +289,35 @@ async function main(): Promise<void> {
   const { deno, bundle, out } = flags;
   const entry = `${ROOT}build/entry.bin`;
   await Deno.mkdir(`${ROOT}build`, { recursive: true });
-  await run([
-    deno,
-    ...["bundle", "--quiet", "--config", `${ROOT}deno.json`],
-    ...["--minify", "--format", "iife"],
-    // protobufjs would take `long` if it were there, and works without.
-    ...["--platform", "browser", "--external", "long"],
-    ...["--output", bundle, flags.main],
-  ]);
+  const modules = `${ROOT}build/modules`;
+  await removeIfThere(modules);
+  // protobufjs would take `long` if it were there, and works without.
+  const bundling = [
+    "--quiet",
+    "--config",
+    `${ROOT}deno.json`,
+    "--minify",
+    "--platform",
+    "browser",
+    "--external",
+    "long",
+  ];
+  await run([deno, "bundle", ...bundling, "--format", "iife", "--output", bundle, flags.main]);
+  await run([deno, "bundle", ...bundling, "--format", "esm", "--code-splitting", "--outdir", modules, flags.main]);
   await compileEntry(entry);
   const compileTimeoutMs = Number(flags["compile-timeout"]) * 1000;
-  const parts = { deno, bundle, entry, compileTimeoutMs };
+  const parts = { deno, bundle, modules, entry, compileTimeoutMs };
   const maker = await makeExecutable(parts, out);
   const { size } = await Deno.stat(out);
   console.log(`${out}: ${(size / 1e6).toFixed(1)} MB, made by ${maker}`);
+}
+
+async function removeIfThere(path: string): Promise<void> {
+  try {
+    await Deno.remove(path, { recursive: true });
+  } catch (error) {
+    if (!(error instanceof Deno.errors.NotFound)) throw error;
+  }
 }
 
 if (import.meta.main) {

@@ -1,6 +1,6 @@
 /**
  * Puts the entry code (entry.c) and, with it, a program into a copy of an
- * executable.
+ * executable, which is relocated to a fixed address (relocate.ts).
  *
  * The kernel then enters the entry code first: PT_INTERP becomes PT_NULL, so
  * that no ld.so is loaded before it; PT_NOTE makes room for a PT_LOAD of the
@@ -20,6 +20,7 @@ import {
   writeAt,
   writeElf,
 } from "./elf.ts";
+import { atLoadAddress, LOAD_ADDRESS, relocate } from "./relocate.ts";
 
 /** What {@linkcode pack} makes, and from what. */
 export interface PackOptions {
@@ -35,6 +36,11 @@ export interface PackOptions {
   readonly program?: string;
   /** Flags of `deno eval` that stand before the program. */
   readonly denoFlags?: readonly string[];
+  /**
+   * Texts for the program to read from memory, each followed by NUL; where the first begins, the program finds in
+   * CONTAINERD_SHIM_TEXTS. Deno neither parses nor copies them at start.
+   */
+  readonly texts?: readonly string[];
   /** The product. */
   readonly out: string;
 }
@@ -63,8 +69,8 @@ const PAGE = 4096n;
 
 // `struct header` of entry.c, and ENTRY_OFFSET.
 const MAGIC = "DENOENTR";
-const VERSION = 1;
-const ENTRY_OFFSET = 64;
+const VERSION = 2;
+const ENTRY_OFFSET = 128;
 const OFFSET_OF = {
   version: 8,
   arguments: 12,
@@ -73,6 +79,8 @@ const OFFSET_OF = {
   address: 24,
   entry: 32,
   strings: 40,
+  texts: 48,
+  bias: 56,
 } as const;
 
 /**
@@ -87,7 +95,7 @@ const OFFSET_OF = {
  * be, or a text has a NUL character in it
  */
 export async function pack(options: PackOptions): Promise<void> {
-  const { deno, out, program, denoFlags = [] } = options;
+  const { deno, out, program, denoFlags = [], texts = [] } = options;
   const elf = await readElf(deno);
   const code = await Deno.readFile(options.entry);
   checkEntry(options.entry, code);
@@ -101,6 +109,7 @@ export async function pack(options: PackOptions): Promise<void> {
     arguments: program === undefined ? [] : ["deno", "eval", ...denoFlags, program, "--"],
     dropped: DROPPED,
     added: ADDED,
+    texts,
   });
 
   const temporary = `${out}.${crypto.randomUUID()}.tmp`;
@@ -118,11 +127,14 @@ export async function pack(options: PackOptions): Promise<void> {
       memorySize: BigInt(blob.length),
       align: PAGE,
     };
+    await relocate(file, elf.programHeaders, deno);
     await writeAt(file, offset, blob);
+    const { headers, type } = atLoadAddress(headersWith(segment, elf.programHeaders, deno));
     await writeElf(file, {
       header: elf.header,
-      entry: address + BigInt(ENTRY_OFFSET),
-      programHeaders: headersWith(segment, elf.programHeaders, deno),
+      type,
+      entry: LOAD_ADDRESS + address + BigInt(ENTRY_OFFSET),
+      programHeaders: headers,
     });
     await Deno.rename(temporary, out);
   } catch (error) {
@@ -175,22 +187,25 @@ interface HeaderValues {
   readonly arguments: readonly string[];
   readonly dropped: readonly string[];
   readonly added: readonly string[];
+  readonly texts: readonly string[];
 }
 
-/** The blob: the code, its header filled in, and the strings behind it. */
+/** The blob: the code, its header filled in, and the strings and texts behind it. */
 function fillIn(code: Uint8Array, values: HeaderValues): Uint8Array {
-  const texts = [...values.arguments, ...values.dropped, ...values.added];
-  for (const text of texts) {
+  const strings = [...values.arguments, ...values.dropped, ...values.added];
+  for (const text of [...strings, ...values.texts]) {
     const at = text.indexOf("\0");
     if (at === -1) continue;
     throw new Error(
       `Cannot pack a text of ${text.length} characters: number ${at} is NUL, which would end it`,
     );
   }
-  const strings = new TextEncoder().encode(texts.join("\0") + "\0");
-  const blob = new Uint8Array(code.length + strings.length);
+  const encode = (strings: readonly string[]) => new TextEncoder().encode(strings.map((each) => `${each}\0`).join(""));
+  const [behind, texts] = [encode(strings), encode(values.texts)];
+  const blob = new Uint8Array(code.length + behind.length + texts.length);
   blob.set(code);
-  blob.set(strings, code.length);
+  blob.set(behind, code.length);
+  blob.set(texts, code.length + behind.length);
   const view = new DataView(blob.buffer);
   view.setUint32(OFFSET_OF.arguments, values.arguments.length, true);
   view.setUint32(OFFSET_OF.dropped, values.dropped.length, true);
@@ -198,6 +213,8 @@ function fillIn(code: Uint8Array, values: HeaderValues): Uint8Array {
   view.setBigUint64(OFFSET_OF.address, values.address, true);
   view.setBigUint64(OFFSET_OF.entry, values.entry, true);
   view.setBigUint64(OFFSET_OF.strings, BigInt(code.length), true);
+  view.setBigUint64(OFFSET_OF.texts, BigInt(code.length + behind.length), true);
+  view.setBigUint64(OFFSET_OF.bias, LOAD_ADDRESS, true);
   return blob;
 }
 

@@ -1,5 +1,5 @@
 /** The calling side of ttrpc. */
-import { ttrpc } from "../api/mod.js";
+import { ttrpc } from "../api/ttrpc.js";
 import { type Deadline, Deadlines } from "./deadline.ts";
 import {
   type FrameSink,

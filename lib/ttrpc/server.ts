@@ -1,5 +1,5 @@
 /** The answering side of ttrpc: requests in, handlers called, replies out. */
-import { ttrpc } from "../api/mod.js";
+import { ttrpc } from "../api/ttrpc.js";
 import { type Deadline, Deadlines } from "./deadline.ts";
 import {
   type FrameSink,
@@ -45,7 +45,15 @@ export interface Call {
 export type Handler = (payload: Uint8Array, call: Call) => Uint8Array | Promise<Uint8Array>;
 
 /** Handlers by service name and method name. */
-export type Services = ReadonlyMap<string, ReadonlyMap<string, Handler>>;
+export type Services = ReadonlyMap<string, Methods>;
+
+/** A service's handlers, looked up at each request. */
+export type Methods = Pick<ReadonlyMap<string, Handler>, "get">;
+
+/** The answer to a call of a method that its service does not have. */
+export function unimplemented(service: string, method: string): StatusError {
+  return new StatusError(Code.UNIMPLEMENTED, `Cannot call ${service}/${method}: the service has no such method`);
+}
 
 /** Options of {@linkcode Server}. */
 export interface ServerOptions {
@@ -58,6 +66,8 @@ export interface ServerOptions {
    * connection other than that its peer went away. Must not throw.
    */
   readonly onError?: (error: unknown, call?: Call) => void;
+  /** Told of each call whose reply, or error, has just been queued. Must not throw. */
+  readonly onAnswer?: ((call: Call) => void) | undefined;
 }
 
 /** Options of {@linkcode Server.shutdown}. */
@@ -80,6 +90,7 @@ export class Server {
       deadlines: new Deadlines(),
       maxInFlight: options.maxInFlight ?? DEFAULT_MAX_IN_FLIGHT,
       onError: options.onError ?? (() => {}),
+      onAnswer: options.onAnswer,
       flushTimeoutMs: options.flushTimeoutMs ?? DEFAULT_FLUSH_TIMEOUT_MS,
     };
   }
@@ -279,8 +290,9 @@ class Connection implements FrameSink {
     const methods = this.#shared.services.get(service);
     const handler = methods?.get(method);
     if (!handler) {
-      const reason = methods ? "the service has no such method" : "there is no such service";
-      const message = `Cannot call ${service}/${method}: ${reason}`;
+      const message = methods
+        ? unimplemented(service, method).message
+        : `Cannot call ${service}/${method}: there is no such service`;
       return this.#refuse(stream, Code.UNIMPLEMENTED, message);
     }
     if (this.#running >= this.#shared.maxInFlight) {
@@ -386,11 +398,13 @@ class Connection implements FrameSink {
       return this.#refuse(stream, Code.RESOURCE_EXHAUSTED, message);
     }
     if (!this.#dispatching) this.#writer.flushSoon();
+    this.#shared.onAnswer?.(call);
   }
 
   #replyError(call: ServerCall, error: unknown): void {
     const code = error instanceof StatusError ? error.code : Code.UNKNOWN;
     this.#refuse(call.stream, code, messageOf(error));
+    this.#shared.onAnswer?.(call);
     this.#report(error, call);
   }
 

@@ -5,7 +5,7 @@ import { withContainerd } from "./harness.ts";
 
 /** A line as logrus writes it, with the message that a shim begins with. */
 const FIRST_LINE =
-  /^time="[-\dT:.]+Z" level=debug msg="serving api on unix socket"(?: \w+=\S+)* socket="\[inherited from parent\]"$/m;
+  /^time="[-\dT:.]+Z" level=debug msg="serving api on unix socket"(?: \w+=\S+)* socket="\[inherited from parent\]"(?: us_since_start=\d+)?$/m;
 
 Deno.test("with shim_debug the shim's log is in containerd's, as logrus writes it", () =>
   withContainerd(async (containerd) => {

@@ -1,7 +1,8 @@
 /** The shim's socket: how it is given, and who may use it. */
 
 import { assertEquals } from "@std/assert";
-import { containerd, ttrpc } from "../../lib/api/mod.js";
+import { containerd } from "../../lib/api/mod.js";
+import { ttrpc } from "../../lib/api/ttrpc.js";
 import { must } from "./command.ts";
 import { inEachForm } from "./env.ts";
 import { SERVICE, Status, withShim } from "./shim.ts";

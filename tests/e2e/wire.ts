@@ -1,6 +1,6 @@
 /** ttrpc by its bytes, for what a well-behaved client never sends. */
 
-import { ttrpc } from "../../lib/api/mod.js";
+import { ttrpc } from "../../lib/api/ttrpc.js";
 import { within } from "./until.ts";
 
 /** The types of frames. */

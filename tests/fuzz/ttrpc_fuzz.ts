@@ -7,7 +7,7 @@
  * connection open, or reports an error.
  */
 import { parseArgs } from "@std/cli/parse-args";
-import { ttrpc } from "../../lib/api/mod.js";
+import { ttrpc } from "../../lib/api/ttrpc.js";
 import { Client } from "../../lib/ttrpc/client.ts";
 import { HEADER_SIZE, MAX_PAYLOAD, MessageType, readFrames } from "../../lib/ttrpc/frame.ts";
 import { type Handler, Server } from "../../lib/ttrpc/server.ts";

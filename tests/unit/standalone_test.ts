@@ -1,5 +1,6 @@
-import { assert, assertEquals, assertRejects } from "@std/assert";
-import { compileEntry, EVAL_FLAGS, programText, selfCheck } from "../../lib/standalone/make.ts";
+import { assert, assertEquals, assertMatch, assertRejects, assertThrows } from "@std/assert";
+import { compileEntry, EVAL_FLAGS, selfCheck } from "../../lib/standalone/make.ts";
+import { loaderOf, type Module, scriptOf } from "../../lib/standalone/modules.ts";
 import { pack } from "../../lib/standalone/pack.ts";
 
 /** What the runtime is given, whatever the caller's environment has. */
@@ -96,7 +97,15 @@ async function probe(
   const { code, stdout, stderr } = await run(program, args, options);
   assertEquals(stderr, "");
   assertEquals(code, 0);
-  return JSON.parse(stdout);
+  return parse(stdout);
+}
+
+/** What a probe has said, less the two of our variables that are of this process alone. */
+function parse(said: string): Probe {
+  const { env, ...rest } = JSON.parse(said);
+  const { CONTAINERD_SHIM_ENTERED: entered, CONTAINERD_SHIM_TEXTS: texts, ...others } = env;
+  for (const each of [entered, texts]) assertMatch(each, /^[1-9]\d*$/);
+  return { env: others, ...rest };
 }
 
 /** At least these: pthread_create(3) blocks all signals in a thread that is just beginning. */
@@ -104,9 +113,17 @@ function assertBlocked(masks: string[]): void {
   for (const mask of masks) assertEquals(BigInt(`0x${mask}`) & BLOCKED, BLOCKED);
 }
 
+/** Seven, if the two pointers are relocated. */
+const SEVEN = `
+static int seven(void) { return 7; }
+static int (*const call)(void) = seven;
+static int (*const *volatile through)(void) = &call;
+int main(void) { return (*through)(); }
+`;
+
 async function compileC(out: string, ...flags: string[]): Promise<void> {
   const source = `${out}.c`;
-  await Deno.writeTextFile(source, "int main(void) { return 7; }\n");
+  await Deno.writeTextFile(source, SEVEN);
   const { code, stderr } = await run("gcc", [...flags, source, "-o", out]);
   assertEquals(code, 0, stderr);
 }
@@ -191,14 +208,52 @@ Deno.test("The exit code is the program's", async () => {
   assertEquals(code, 42);
 });
 
-Deno.test("An error of the program names containerd-shim.js", async () => {
+/** Packs modules as the maker does. */
+async function packModules(modules: readonly Module[], out: string): Promise<void> {
+  const scripts = modules.map((each) => ({ name: each.name, text: scriptOf(each) }));
+  const texts = scripts.map(({ text }) => text);
+  await pack({
+    deno: Deno.execPath(),
+    entry,
+    program: loaderOf(scripts, "main.js"),
+    texts,
+    denoFlags: EVAL_FLAGS,
+    out,
+  });
+}
+
+Deno.test("Modules are evaluated when they are first imported, once, and see each other's exports", async () => {
+  const out = `${directory}/modules`;
+  await packModules([
+    { name: "late-1.js", text: 'import{a}from"./chunk-X.js";console.log("late",a);export{a as default};\n' },
+    { name: "chunk-X.js", text: 'console.log("chunk é");var n=1,f=()=>n+1;export{n as a,f};' },
+    {
+      name: "main.js",
+      text: 'import"./chunk-X.js";import{a as q,f}from"./chunk-X.js";console.log("main",q,f());' +
+        "for(let i=0;i<2;i++)console.log((await1=>await1)(i));" +
+        'import("./late-1.js").then(async m=>console.log(m.default,m===await import("./late-1.js")));\n',
+    },
+  ], out);
+  const { code, stdout, stderr } = await run(out);
+  assertEquals([code, stderr], [0, ""]);
+  assertEquals(stdout, "chunk é\nmain 1 2\n0\n1\nlate 1\n1 true\n");
+});
+
+Deno.test("A module that is not written as the bundler writes them is refused", () => {
+  for (
+    const text of ["export const a=1;", 'a();import b from"b";', "import.meta.url", "import(x)", "export*from'./x.js'"]
+  ) {
+    assertThrows(() => scriptOf({ name: "x.js", text }), Error, "Cannot make a script of x.js: it has ");
+  }
+});
+
+Deno.test("An error of the program names its module", async () => {
   const out = `${directory}/error`;
-  const bundle = `(() => {\n  throw new Error("it's \`\${1}\\\\ é");\n})();`;
-  await packProgram(programText(bundle), out);
+  await packModules([{ name: "main.js", text: '\n  throw new Error("it\'s `${1}\\\\ é");\n' }], out);
   const { code, stderr } = await run(out, [], { env: { NO_COLOR: "1" } });
   assertEquals(code, 1);
   assert(stderr.includes("it's `${1}\\ é"), stderr);
-  assert(/at eval \(containerd-shim\.js, <anonymous>:2:9\)/.test(stderr), stderr);
+  assert(/containerd-shim\/main\.js, <anonymous>:2:9/.test(stderr), stderr);
 });
 
 // Deno takes other commands from these names.
@@ -232,7 +287,7 @@ Deno.test({
     );
     assertEquals(stderr, "");
     assertEquals(code, 0);
-    assertEquals(JSON.parse(stdout).env, GIVEN);
+    assertEquals(parse(stdout).env, GIVEN);
     const changing = (await Deno.readTextFile(log)).split("\n").filter((line) =>
       line !== "" && !line.includes('"/dev/null/none') &&
       !/ \+\+\+ | --- |<\.\.\. .* resumed>/.test(line) &&
@@ -309,8 +364,25 @@ Deno.test("Any dynamic executable can be packed, but only once", async () => {
   await assertRejects(
     () => pack({ deno: program, entry, out: program }),
     Error,
-    `Cannot pack ${program}: it has a PT_NULL program header, as if it had been packed before`,
+    `Cannot pack ${program}: its ELF type is 2, not that of a position-independent executable`,
   );
+});
+
+Deno.test("What is packed needs no relative relocation at start, and shares with others what that would have changed", async () => {
+  const { stdout } = await run("readelf", ["-hdW", product]);
+  assertMatch(stdout, /Type: +EXEC/);
+  assertMatch(stdout, /\(RELACOUNT\) +0$/m);
+  const child = new Deno.Command("sleep", { args: ["0"] }); // so that the product is not the first to run
+  await child.output();
+  const writable = `const maps=Deno.readTextFileSync("/proc/self/smaps").split(/^(?=[0-9a-f]+-)/m);
+    const own=maps.filter(m=>/^\\S+ rw-p .*relocated$/m.test(m));
+    console.log(JSON.stringify(own.map(m=>Number(/Private_Dirty: +(\\d+)/.exec(m)[1])+"/"+/Size: +(\\d+)/.exec(m)[1])));`;
+  const out = `${directory}/relocated`;
+  await packProgram(writable, out);
+  await run("sync");
+  const said: string[] = JSON.parse((await run(out)).stdout);
+  const [dirty, size] = said.map((each) => each.split("/").map(Number)).reduce(([a, b], [c, d]) => [a! + c!, b! + d!]);
+  assert(dirty! < size! / 4, `${said} KiB`);
 });
 
 Deno.test("A packed executable cannot be stripped of its entry", async () => {

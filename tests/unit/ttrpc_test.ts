@@ -1,5 +1,5 @@
 import { assert, assertEquals, assertInstanceOf, assertRejects, assertStringIncludes } from "@std/assert";
-import { ttrpc } from "../../lib/api/mod.js";
+import { ttrpc } from "../../lib/api/ttrpc.js";
 import { Client } from "../../lib/ttrpc/client.ts";
 import { Deadlines } from "../../lib/ttrpc/deadline.ts";
 import { HEADER_SIZE, MAX_PAYLOAD, MAX_UNSENT } from "../../lib/ttrpc/frame.ts";

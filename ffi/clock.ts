@@ -1,0 +1,29 @@
+/** How long this process has been there: clock_gettime(2) against what the executable's entry has noted. */
+
+import { check, libc } from "./libc.ts";
+
+const c = libc({ clock_gettime: [["i32", "buffer"], "i32"] });
+
+/** clock_gettime(2), from linux/time.h */
+const CLOCK_MONOTONIC = 1;
+/** Where the executable's entry says when it was entered, in ns of that clock: lib/standalone/entry.c. */
+const ENTERED_VARIABLE = "CONTAINERD_SHIM_ENTERED";
+const NS_PER_US = 1000n;
+
+/**
+ * Tells the microseconds since the kernel entered the executable; undefined where no entry of ours has noted that.
+ *
+ * @throws {SystemError}
+ */
+export function sinceEntry(): (() => number) | undefined {
+  const entered = Deno.env.get(ENTERED_VARIABLE);
+  if (entered === undefined || !/^\d+$/.test(entered)) return undefined;
+  const start = BigInt(entered);
+  // struct timespec: seconds and nanoseconds
+  const now = new BigInt64Array(2);
+  const bytes = new Uint8Array(now.buffer);
+  return () => {
+    check(c().clock_gettime(CLOCK_MONOTONIC, bytes), "clock_gettime");
+    return Number((now[0]! * 1_000_000_000n + now[1]! - start) / NS_PER_US);
+  };
+}

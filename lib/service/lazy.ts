@@ -1,0 +1,81 @@
+/**
+ * The Shim service before it is needed: ShimInfo, and everything else when it is first called.
+ *
+ * The service brings along the container, the runtime and their messages, which take longer to load than all that is
+ * needed to answer who this shim is.
+ */
+
+import { containerd } from "../api/shim_info.js";
+import { type Handler, type Services, unimplemented } from "../ttrpc/server.ts";
+import type { Process } from "../container/process.ts";
+
+const { ShimInfoResponse } = containerd.runtime.linux.shim.v1;
+
+/** The service's full name. */
+export const SERVICE = "containerd.runtime.linux.shim.v1.Shim";
+
+/** What is loaded: the methods but ShimInfo, and what the shim wants of the service besides. */
+export interface Loaded {
+  readonly methods: ReadonlyMap<string, Handler>;
+  /** The container's processes, for whoever wants to look. */
+  readonly processes: Process[];
+  /**
+   * Ends the container, whatever it is doing, and removes it.
+   *
+   * @throws {Error} when something of it is left
+   */
+  end(): Promise<void>;
+}
+
+/** Options of {@link LazyService}. */
+export interface LazyServiceOptions {
+  /** Loads the service; called once. */
+  readonly load: () => Promise<Loaded>;
+  /** Told when a client has asked who this shim is: it will go on to call the rest, as a rule. */
+  readonly onShimInfo: () => void;
+}
+
+/** The service. */
+export class LazyService {
+  /** What the ttrpc server serves. */
+  readonly services: Services;
+  readonly #options: LazyServiceOptions;
+  #loading: Promise<Loaded> | undefined;
+  #loaded: Loaded | undefined;
+
+  constructor(options: LazyServiceOptions) {
+    this.#options = options;
+    this.services = new Map([[SERVICE, { get: (method) => this.#handler(method) }]]);
+  }
+
+  /** Loads what has not been loaded. */
+  load(): Promise<Loaded> {
+    return this.#loading ??= this.#options.load().then((loaded) => this.#loaded = loaded);
+  }
+
+  get processes(): Process[] {
+    return this.#loaded?.processes ?? [];
+  }
+
+  /** @throws {Error} when something is left of the container */
+  async end(): Promise<void> {
+    await (await this.#loading)?.end();
+  }
+
+  #handler(method: string): Handler | undefined {
+    if (method === "ShimInfo") return this.#shimInfo;
+    if (this.#loaded !== undefined) return this.#loaded.methods.get(method);
+    return async (payload, call) => {
+      const own = payload.slice(); // it is valid until the first await
+      const { methods } = await this.load();
+      const handler = methods.get(method);
+      if (handler === undefined) throw unimplemented(call.service, method);
+      return handler(own, call);
+    };
+  }
+
+  readonly #shimInfo: Handler = () => {
+    this.#options.onShimInfo();
+    return ShimInfoResponse.encode({ shimPid: Deno.pid }).finish();
+  };
+}
