@@ -246,11 +246,17 @@ class StringArray {
   }
 }
 
+let environment: StringArray | undefined;
+
 /**
  * The environment this process was started with. Not the C library's: the executable's entry adds to that what Deno is
  * to see, and no child is to see.
  */
 function ownEnvironment(): StringArray {
+  return environment ??= readEnvironment();
+}
+
+function readEnvironment(): StringArray {
   const strings: Uint8Array[] = [];
   const bytes = Deno.readFileSync("/proc/self/environ");
   for (let at = 0; at < bytes.length;) {

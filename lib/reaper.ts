@@ -45,6 +45,8 @@ export interface ReaperOptions {
   readonly timer: Timer;
   readonly poller: Poller;
   readonly log: Logger;
+  /** Told that a child has been started that is waited for. */
+  readonly onStart: () => void;
 }
 
 /** Reaps children. One for each process: children belong to the process. */
@@ -168,6 +170,7 @@ export class Reaper {
     // Nothing is reaped between these two: reaping waits for its own turn.
     const pid = spawn(options);
     this.#watched.set(pid, { handler: resolve });
+    this.#options.onStart();
     if (options.timeoutMs === undefined) return promise;
     const timer = this.#options.timer(options.timeoutMs, () => kill(pid, Signal.SIGKILL));
     return promise.finally(() => timer[Symbol.dispose]());

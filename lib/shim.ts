@@ -12,6 +12,7 @@ import { sleep, type Timer, within } from "./async.ts";
 import type { Options } from "./cli.ts";
 import { messageOf } from "./errors.ts";
 import { EventQueue, type Publisher } from "./events/queue.ts";
+import { Housekeeping } from "./housekeeping.ts";
 import { type Logger, openLog } from "./log.ts";
 import { Reaper } from "./reaper.ts";
 import { LazyService } from "./service/lazy.ts";
@@ -57,7 +58,11 @@ export async function run(options: Options): Promise<number> {
   const poller = await Poller.open((error) => log.error("a descriptor's handler failed", { error }));
   log.debug("event loop joined");
   const timer = (ms: number, callback: () => void) => after(poller, ms, callback);
-  const reaper = new Reaper({ timer, poller, log });
+  const housekeeping = new Housekeeping({
+    timer,
+    giveBack: async () => (await import("../ffi/memory.ts")).giveBackMemory(),
+  });
+  const reaper = new Reaper({ timer, poller, log, onStart: () => housekeeping.noteWork() });
   const ended = Promise.withResolvers<void>();
   const onSignal = (signal: number) => {
     switch (signal) {
@@ -95,6 +100,7 @@ export async function run(options: Options): Promise<number> {
   const service = new LazyService({
     load: async () => {
       const { ShimService } = await import("./service/shim.ts");
+      housekeeping.noteWork();
       return new ShimService(
         { poller, reaper, timer, log },
         {

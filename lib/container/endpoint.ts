@@ -2,6 +2,7 @@
 
 import * as fds from "../../ffi/fd.ts";
 import { Errno, SystemError } from "../../ffi/libc.ts";
+import { stat } from "../../ffi/stat.ts";
 import { sleep, type Timer } from "../async.ts";
 import { Code, StatusError } from "../ttrpc/status.ts";
 
@@ -52,9 +53,15 @@ export function takesBoth(target: string): boolean {
   return schemeOf(target) !== undefined;
 }
 
-/** Whether there is a FIFO at a path. */
+/**
+ * Whether what is at a path is a FIFO.
+ *
+ * @throws {SystemError} ENOENT when there is nothing
+ */
 export function isFifo(path: string): boolean {
-  return Deno.statSync(path).isFifo === true;
+  const found = stat(path);
+  if (found === undefined) throw new SystemError("stat", Errno.ENOENT, path);
+  return found.isFifo;
 }
 
 /**

@@ -2,6 +2,7 @@
 
 import { Errno, SystemError } from "../../ffi/libc.ts";
 import { MemoryFile } from "../../ffi/memfd.ts";
+import { stat } from "../../ffi/stat.ts";
 import { messageOf } from "../errors.ts";
 import type { Run } from "../reaper.ts";
 
@@ -266,9 +267,9 @@ export class Runc {
   /** How much of the log there is already, in bytes: what a command says comes after it. */
   #logSize(): number {
     try {
-      return Deno.statSync(this.#options.log).size;
+      return stat(this.#options.log)?.size ?? 0;
     } catch {
-      return 0;
+      return 0; // It cannot be read either.
     }
   }
 
@@ -315,7 +316,7 @@ export class Runc {
 
 function isDirectory(path: string): boolean {
   try {
-    return Deno.statSync(path).isDirectory;
+    return stat(path)?.isDirectory === true;
   } catch {
     return false;
   }

@@ -27,11 +27,18 @@ const ROOT = decodeURIComponent(new URL("../../", import.meta.url).pathname);
  * Positions in the source noted when it is compiled: V8 would do that at the first error, by compiling the function that it
  * passed through again, which may be the whole bundle (10 ms).
  *
- * A small heap for new objects, and every collection one of all objects: some 5 ms for each MB allocated, which a container
- * that only runs and ends never comes to. Left to itself, V8 lets the heap for new objects grow to tens of MB, and collects
- * what has outlived that only when there is much more of it: thousands of execs would have cost 150 MB.
+ * A small heap for new objects: left to itself V8 lets it grow to tens of MB before it collects what has outlived it. When
+ * everything is collected, and pages go back to the kernel, is for ffi/memory.ts to say, so there is no reducer of V8's own,
+ * with timers of its own; what has been compiled stays, so that no call has to wait for it a second time.
  */
-export const V8_FLAGS = "--v8-flags=--single-threaded,--no-enable-lazy-source-positions,--max-semi-space-size=1";
+export const V8_FLAGS = "--v8-flags=" + [
+  "--single-threaded",
+  "--no-enable-lazy-source-positions",
+  "--max-semi-space-size=1",
+  "--expose-gc",
+  "--no-memory-reducer",
+  "--no-flush-bytecode",
+].join(",");
 
 /** How the program is run: nothing is looked for around it, nor fetched. */
 export const EVAL_FLAGS: readonly string[] = [
