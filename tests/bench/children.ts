@@ -14,6 +14,7 @@ const KILL_INTERVAL_MS = 10;
 
 const awaited = new Map<number, (status: number) => void>();
 let environment: readonly string[] | undefined;
+let isEnding = false;
 
 /** A child, and how it ends: its exit code, or 128 + the signal that ended it. */
 export interface Child {
@@ -34,8 +35,13 @@ function reapAll(): void {
   }
 }
 
-/** Starts a child with this process's environment. */
+/**
+ * Starts a child with this process's environment.
+ *
+ * @throws {Error} once {@linkcode endAll} has been called: whoever has been interrupted starts nothing more
+ */
 export function spawn(options: Omit<process.SpawnOptions, "environment">): Child {
+  if (isEnding) throw new Error(`Cannot start ${options.args[0]}: the bench is ending`);
   environment ??= Object.entries(Deno.env.toObject()).map(([name, value]) => `${name}=${value}`);
   const pid = process.spawn({ ...options, environment });
   const { promise, resolve } = Promise.withResolvers<number>();
@@ -43,19 +49,34 @@ export function spawn(options: Omit<process.SpawnOptions, "environment">): Child
   return { pid, status: promise };
 }
 
-/** Ends everything below this process. */
+/**
+ * Runs a program to its end, with this process's stderr and nothing to read; what it prints is thrown away.
+ *
+ * @throws {Error} when it fails
+ */
+export async function runToEnd(args: readonly string[]): Promise<void> {
+  const status = await spawn({ args, descriptors: [null, null, 2] }).status;
+  if (status !== 0) throw new Error(`'${args.join(" ")}' ended with ${status}`);
+}
+
+/** Kills a process, unless it has ended. */
+export function killIfAlive(pid: number): void {
+  if (!isAlive(pid)) return;
+  try {
+    Deno.kill(pid, "SIGKILL");
+  } catch {
+    // It has ended by itself.
+  }
+}
+
+/** Ends everything below this process. Nothing can be started from now on. */
 export async function endAll(): Promise<void> {
+  isEnding = true;
   for (;;) {
     // What is orphaned meanwhile becomes ours: look again.
     const living = descendants(Deno.pid).filter((each) => isAlive(each.pid));
     if (living.length === 0) return;
-    for (const { pid } of living) {
-      try {
-        Deno.kill(pid, "SIGKILL");
-      } catch {
-        // It has ended by itself.
-      }
-    }
+    for (const { pid } of living) killIfAlive(pid);
     await pause(KILL_INTERVAL_MS);
   }
 }

@@ -1,37 +1,31 @@
 /**
  * Measures this project's shim and Debian's Go shim, in turn, both driven by the same client.
  *
- *     deno run -A tests/bench/main.ts [--quick] [--rounds N] [--ours PATH] [--go PATH] [--out FILE] [--check]
+ *     deno run -A tests/bench/main.ts [--quick] [--only PATTERN] [--rounds N] [--ours PATH] [--go PATH]
+ *         [--out FILE] [--svg FILE] [--check]
  *
- * Prints a table of medians, which --out also writes to a file; --check fails when a ratio is so bad that it cannot be
- * noise. The exit code is 1 then, and when a row could not be measured.
+ * Prints tables of medians. The whole bench, which is that without --quick, --only and --rounds, also writes them to
+ * RESULTS.md and a picture to results.svg, beside this file; --out and --svg name others. PATTERN is a regular expression
+ * that is looked for in the names of rows. With --check the exit code is 1 when a row is so bad that it cannot be noise. It
+ * is 1 in any case when a row could not be measured.
  */
 
 import { folder } from "./folder.ts";
-import { parseArgs } from "@std/cli/parse-args";
 import { messageOf } from "../../lib/errors.ts";
 import { must } from "../e2e/command.ts";
-import { OUR_EXECUTABLE } from "../e2e/env.ts";
 import { makeRootfs } from "../e2e/rootfs.ts";
+import type { Competitor } from "./bench.ts";
+import { chart } from "./chart.ts";
 import { adoptAll, endAll } from "./children.ts";
+import { Daemon } from "./daemon.ts";
+import { parseFlags } from "./flags.ts";
+import { packEmptyProgram } from "./floor.ts";
 import { describeMachine } from "./machine.ts";
-import { FIRST_REPLY, type Row, STDOUT, type Step, steps } from "./rows.ts";
-import { Subject } from "./subject.ts";
-import { errors, type Line, ratio, type Result, table } from "./table.ts";
-
-const MIB = 1 << 20;
-const FULL = { rounds: 10, warmUps: 2, bytes: 1024 * MIB };
-const QUICK = { rounds: 7, warmUps: 1, bytes: 256 * MIB };
-
-/** What --check refuses: more than this for the first, less than this for the second. */
-const FIRST_REPLY_RATIO_LIMIT = 6.0;
-const STDOUT_RATIO_LIMIT = 1.0;
-
-/** One of the two shims. */
-interface Contender {
-  readonly path: string;
-  readonly results: ReadonlyMap<Row, Result>;
-}
+import { disownAll, own } from "./owned.ts";
+import { report } from "./report.ts";
+import { errors, Results } from "./results.ts";
+import { measure } from "./stages.ts";
+import { failures } from "./verdict.ts";
 
 /** Whether the bench was told to stop. */
 let interrupted = false;
@@ -50,100 +44,42 @@ addEventListener("unhandledrejection", (event) => {
   if (!interrupted) console.error(`A rejection that nobody awaited: ${messageOf(event.reason)}`);
 });
 
-/** Takes one shim through all steps; a row that fails once is left out from then on. */
-async function round(contender: Contender, rootfs: string, all: readonly Step[], keep: boolean): Promise<void> {
-  const { path, results } = contender;
-  const subject = new Subject(path, rootfs);
-  try {
-    await subject.prepare();
-    for (const { rows, times = 1, measure } of all) {
-      if (rows.some((row) => results.get(row)!.error !== undefined)) continue;
-      try {
-        if (results.get(FIRST_REPLY)!.error !== undefined) throw new Error("there is no shim to measure");
-        for (let i = 0; i < times && !interrupted; i++) {
-          const samples = await measure(subject);
-          if (keep) rows.forEach((row, at) => results.get(row)!.samples.push(samples[at]!));
-        }
-      } catch (error) {
-        const output = subject.output().trim();
-        for (const row of rows) results.get(row)!.error = messageOf(error) + (output && `; the shim said: ${output}`);
-      }
-    }
-  } finally {
-    if (!interrupted) await subject.remove();
-    else leftBehind.push(subject);
-  }
-}
-
-/** Of a round that was interrupted: they are removed when all processes have ended. */
-const leftBehind: Subject[] = [];
-
-/** @returns what is wrong with the ratios */
-function check(lines: readonly Line[]): string[] {
-  const ratioOf = (row: Row) => ratio(lines.find((line) => line.row === row)!);
-  const [firstReply, stdout] = [ratioOf(FIRST_REPLY), ratioOf(STDOUT)];
-  const wrong: string[] = [];
-  if (firstReply !== undefined && firstReply > FIRST_REPLY_RATIO_LIMIT) {
-    wrong.push(`${FIRST_REPLY.name}: ${firstReply.toFixed(2)} times Go's, over ${FIRST_REPLY_RATIO_LIMIT}`);
-  }
-  if (stdout !== undefined && stdout < STDOUT_RATIO_LIMIT) {
-    wrong.push(`${STDOUT.name}: ${stdout.toFixed(2)} times Go's, under ${STDOUT_RATIO_LIMIT}`);
-  }
-  return wrong;
-}
-
-interface Flags {
-  readonly quick: boolean;
-  readonly check: boolean;
-  readonly ours: string;
-  readonly go: string;
-  readonly rounds?: string;
-  readonly out?: string;
-}
-
 async function main(): Promise<number> {
-  const flags: Flags = parseArgs(Deno.args, {
-    boolean: ["quick", "check"],
-    string: ["rounds", "ours", "go", "out"],
-    default: { ours: OUR_EXECUTABLE, go: "/usr/bin/containerd-shim" },
-    unknown(argument: string) {
-      throw new Error(`Cannot measure with ${argument}: there is no such flag`);
-    },
-  });
-  const extent = flags.quick ? QUICK : FULL;
-  const rounds = flags.rounds === undefined ? extent.rounds : Number(flags.rounds);
-  if (!Number.isInteger(rounds) || rounds < 1) throw new Error(`Cannot measure ${flags.rounds} rounds`);
-
-  const machine = await describeMachine();
+  const flags = parseFlags(Deno.args);
+  const machine = await describeMachine(flags);
   const rootfs = `${folder}/rootfs`;
+  const emptyProgram = `${folder}/empty`;
   await makeRootfs(rootfs);
+  await packEmptyProgram(emptyProgram);
   // What has been written lately is dirty in the page cache, and counts as its mapper's private dirty memory.
   await must(["sync"]);
   adoptAll();
 
-  const all = steps(extent);
-  const rows = all.flatMap((step) => step.rows);
-  const contender = (path: string): Contender => ({
-    path,
-    results: new Map(rows.map((row) => [row, { samples: [] }])),
-  });
-  const [ours, go] = [contender(flags.ours), contender(flags.go)];
-  for (let i = -extent.warmUps; i < rounds && !interrupted; i++) {
-    console.error(i < 0 ? "warm-up" : `round ${i + 1} of ${rounds}`);
-    for (const each of [ours, go]) await Promise.race([round(each, rootfs, all, i >= 0), interruption.promise]);
-  }
+  const competitor = async (name: Competitor["name"], path: string): Promise<Competitor> => {
+    const daemon = own(new Daemon(path, rootfs));
+    await daemon.start();
+    return { name, path, rootfs, daemon };
+  };
+  const results = new Results();
+  const bench = async () =>
+    await measure({
+      extent: flags.extent,
+      competitors: [await competitor("ours", flags.ours), await competitor("Go", flags.go)],
+      emptyProgram,
+      wanted: flags.wanted,
+      results,
+      say: (what) => console.error(what),
+    });
+  await Promise.race([bench(), interruption.promise]);
 
-  const lines = rows.map((row) => ({ row, ours: ours.results.get(row)!, go: go.results.get(row)! }));
-  const failures = [...errors(lines), ...flags.check ? check(lines) : []];
-  const report = [
-    `Medians of ${rounds} rounds in turn, after ${extent.warmUps} to warm up; ${extent.bytes / MIB} MiB of output.`,
-    `${machine}\n- ours: ${flags.ours}; Go: ${flags.go}`,
-    table(lines),
-    ...failures,
-  ].join("\n\n");
-  console.log(`\n${report}`);
-  if (flags.out !== undefined) await Deno.writeTextFile(flags.out, `${report}\n`);
-  return failures.length === 0 ? 0 : 1;
+  const lines = results.alive.flatMap((alive) => results.lines(alive));
+  const wrong = [...errors(lines), ...flags.check ? failures(lines) : []];
+  const picture = flags.svg?.replace(/.*\//, "");
+  const text = report({ results, extent: flags.extent, machine, picture, failures: wrong });
+  console.log(text);
+  if (flags.out !== undefined) await Deno.writeTextFile(flags.out, `${text}\n`);
+  if (flags.svg !== undefined) await Deno.writeTextFile(flags.svg, chart(lines));
+  return wrong.length === 0 ? 0 : 1;
 }
 
 let code = 1;
@@ -153,7 +89,10 @@ try {
   console.error(messageOf(error));
 } finally {
   await endAll();
-  for (const subject of leftBehind) await subject.remove();
+  for (const failure of await disownAll()) {
+    console.error(`Something is left: ${messageOf(failure)}`);
+    code = 1;
+  }
   await Deno.remove(folder, { recursive: true });
 }
 Deno.exit(code);

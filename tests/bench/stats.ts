@@ -11,23 +11,22 @@ export interface Summary {
 
 /** @throws {RangeError} when there are no samples */
 export function summarize(samples: readonly number[]): Summary {
-  const sorted = [...samples].sort((a, b) => a - b);
   return {
-    count: sorted.length,
-    median: quantile(sorted, 0.5),
-    low: quantile(sorted, 0.25),
-    high: quantile(sorted, 0.75),
+    count: samples.length,
+    median: quantile(samples, 0.5),
+    low: quantile(samples, 0.25),
+    high: quantile(samples, 0.75),
   };
 }
 
-/** @throws {RangeError} when there are no samples */
-export function median(samples: readonly number[]): number {
-  return summarize(samples).median;
-}
-
-/** Between two samples, what is as far between them. */
-function quantile(sorted: readonly number[], part: number): number {
-  if (sorted.length === 0) throw new RangeError("Cannot summarize samples: there are none");
+/**
+ * What a part (0 to 1) of the samples is below. Between two samples it is what is as far between them.
+ *
+ * @throws {RangeError} when there are no samples
+ */
+export function quantile(samples: readonly number[], part: number): number {
+  if (samples.length === 0) throw new RangeError("Cannot summarize samples: there are none");
+  const sorted = [...samples].sort((a, b) => a - b);
   const at = part * (sorted.length - 1);
   const below = sorted[Math.floor(at)]!;
   return below + (sorted[Math.ceil(at)]! - below) * (at % 1);

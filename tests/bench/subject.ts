@@ -3,37 +3,49 @@
 import * as fds from "../../ffi/fd.ts";
 import { ensureFifo } from "../../ffi/pipe.ts";
 import { Client } from "../../lib/ttrpc/client.ts";
+import { CONTAINERD } from "../e2e/env.ts";
 import { isAlive } from "../e2e/proc.ts";
 import { type Attached, Shim } from "../e2e/shim.ts";
 import { makeSpec } from "../e2e/spec.ts";
 import { pause, within } from "../e2e/until.ts";
 import { type Child, spawn } from "./children.ts";
+import type { Daemon } from "./daemon.ts";
 
 /** Mode of FIFOs, as containerd makes them. */
 const FIFO_MODE = 0o700;
-/** What /proc/PID/stat counts in: sysconf(_SC_CLK_TCK), the same on every Linux that Deno runs on. */
-const TICKS_PER_SECOND = 100;
-const KIB_PER_MIB = 1024;
 
-/** What a container's process has for stdio: the paths, and descriptors of this process that are both ends of each. */
-export interface HeldStdio {
-  readonly paths: Attached["fifos"];
-  /** Of stdin, stdout and stderr. */
-  readonly descriptors: readonly number[];
+/** The paths of what a process has for stdio. */
+export type Paths = Attached["fifos"];
+
+/** What a shim is started from, and with. */
+export interface SubjectOptions {
+  /** Of the executable. */
+  readonly path: string;
+  /** The container's, which is everybody's. */
+  readonly rootfs: string;
+  /** Takes the shim's events. */
+  readonly daemon: Daemon;
 }
 
-/** A shim of one round. Unlike a test's it is this process's own child, and its container's rootfs is all rounds'. */
+/** A shim of one round. Unlike a test's it is this process's own child, and containerd itself takes its events. */
 export class Subject extends Shim {
   override readonly rootfs: string;
+  /** The containerd that takes its events, and has none of its containers. */
+  readonly daemon: Daemon;
   #child: Child | undefined;
   #client: Client | undefined;
   readonly #held: number[] = [];
 
-  /** @param path of the executable */
-  constructor(path: string, rootfs: string) {
-    // Each publishes in its own way: ours to the ttrpc service, Go's with the command.
-    super({ shim: { name: "shim", path }, events: "both" });
+  constructor({ path, rootfs, daemon }: SubjectOptions) {
+    super({ shim: { name: "shim", path }, events: "none" });
     this.rootfs = rootfs;
+    this.daemon = daemon;
+  }
+
+  /** With the daemon's address, and the program that publishes to it. */
+  override get arguments(): string[] {
+    const instead = new Map([[this.events.address, this.daemon.address], [this.events.command, CONTAINERD]]);
+    return super.arguments.map((each) => instead.get(each) ?? each);
   }
 
   /** Makes what containerd makes before it starts a shim. */
@@ -41,7 +53,6 @@ export class Subject extends Shim {
     for (const each of [this.bundle, this.workdir]) await Deno.mkdir(each);
     const spec = makeSpec({}, { cgroup: `/${this.namespace}/${this.id}`, rootfs: this.rootfs });
     await Deno.writeTextFile(`${this.bundle}/config.json`, JSON.stringify(spec));
-    await this.events.start();
   }
 
   /**
@@ -94,7 +105,7 @@ export class Subject extends Shim {
   }
 
   /** FIFOs, of which nobody holds an end. */
-  override fifos(process: string = this.id): Promise<Attached["fifos"]> {
+  override fifos(process: string = this.id): Promise<Paths> {
     const [stdin, stdout, stderr] = [0, 1, 2].map((number) => {
       const path = `${this.folder}/${process}-${number}`;
       ensureFifo(path, FIFO_MODE);
@@ -103,32 +114,37 @@ export class Subject extends Shim {
     return Promise.resolve({ stdin, stdout, stderr });
   }
 
-  /** FIFOs that are held open here, so that whoever opens one waits for nobody. */
-  async heldFifos(process?: string): Promise<HeldStdio> {
+  /** Starts a container that does nothing. Its stdio is held open here, so that whoever opens it waits for nobody. */
+  async runIdle(): Promise<void> {
+    await this.create(await this.heldFifos());
+    await this.startProcess();
+  }
+
+  /** FIFOs for the container, of which this process has both ends as long as the container is there. */
+  async heldFifos(): Promise<Paths> {
+    const paths = await this.fifos();
+    for (const path of [paths.stdin, paths.stdout, paths.stderr]) this.#held.push(openBothEnds(path));
+    return paths;
+  }
+
+  /** Runs a process of the container, or does something like it, while this process has both ends of its stdio. */
+  async withHeldFifos<T>(process: string, action: (paths: Paths) => Promise<T>): Promise<T> {
     const paths = await this.fifos(process);
-    const descriptors = [paths.stdin, paths.stdout, paths.stderr].map((path) => this.hold(path));
-    return { paths, descriptors };
+    const held = [paths.stdin, paths.stdout, paths.stderr].map(openBothEnds);
+    try {
+      return await action(paths);
+    } finally {
+      held.forEach(fds.close);
+    }
   }
 
-  /** Opens both ends of a FIFO, until the round is over. */
-  hold(path: string): number {
-    const fd = fds.open(path, fds.O.RDWR | fds.O.NONBLOCK);
-    this.#held.push(fd);
-    return fd;
-  }
-
-  /** What no other process shares and cannot be dropped, in MiB. */
-  privateDirty(): number {
-    const rollup = Deno.readTextFileSync(`/proc/${this.pid}/smaps_rollup`);
-    return Number(/^Private_Dirty:\s*(\d+) kB$/m.exec(rollup)![1]) / KIB_PER_MIB;
-  }
-
-  /** CPU time that the shim has used, without its children's, in s. */
-  cpuTime(): number {
-    const stat = Deno.readTextFileSync(`/proc/${this.pid}/stat`);
-    // proc(5): utime and stime are fields 14 and 15; what follows the name's parenthesis is field 3.
-    const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
-    return (Number(fields[11]) + Number(fields[12])) / TICKS_PER_SECOND;
+  /** Runs a process of the container to its end, as a client does that wants to know how it ended. */
+  async execToEnd(process: string, args: readonly string[], paths: Paths): Promise<void> {
+    await this.exec(process, args, paths);
+    await this.startProcess(process);
+    const { status } = await this.wait(process);
+    if (status !== 0) throw new Error(`${args.join(" ")} ended with ${status}`);
+    await this.deleteProcess(process);
   }
 
   override async remove(): Promise<void> {
@@ -139,6 +155,11 @@ export class Subject extends Shim {
     for (const fd of this.#held.splice(0)) fds.close(fd);
     await super.remove();
   }
+}
+
+/** Opens a FIFO for reading and writing, which waits for nobody; the caller owns the descriptor. */
+export function openBothEnds(path: string): number {
+  return fds.open(path, fds.O.RDWR | fds.O.NONBLOCK);
 }
 
 /** A listening socket, and its descriptor, which is the listener's. */

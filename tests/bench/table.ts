@@ -1,59 +1,87 @@
 /** The results as a table, which is Markdown and reads well in a terminal too. */
 
-import type { Row } from "./rows.ts";
-import { summarize, type Summary } from "./stats.ts";
+import { type Line, ratio, type Result } from "./results.ts";
+import type { Row } from "./row.ts";
+import { summarize } from "./stats.ts";
+import { NOTES } from "./targets.ts";
+import { verdict } from "./verdict.ts";
 
-/** What a shim's rounds gave for a row. */
-export interface Result {
-  readonly samples: number[];
-  /** Why the row could not be measured, or not to the end. */
-  error?: string;
+/** A column: its head, and what it says of a line. */
+interface Column {
+  readonly head: string;
+  readonly isNumber?: boolean;
+  cell(line: Line): string;
 }
 
-/** A row, and what was measured. */
-export interface Line {
-  readonly row: Row;
-  readonly ours: Result;
-  readonly go: Result;
-}
-
-/** Our median divided by Go's; undefined when either was not measured. */
-export function ratio({ ours, go }: Line): number | undefined {
-  if (ours.samples.length === 0 || go.samples.length === 0) return undefined;
-  return summarize(ours.samples).median / summarize(go.samples).median;
-}
-
-/** The table. */
+/** A table, and the notes of its rows below it. */
 export function table(lines: readonly Line[]): string {
-  const head = ["", "unit", "ours", "(quartiles)", "Go", "(quartiles)", "ours ÷ Go", "better"];
-  const body = lines.map((line) => {
-    const { row } = line;
-    const quotient = ratio(line);
-    const better = quotient === undefined ? "" : (quotient < 1) === !row.moreIsBetter ? "ours" : "Go";
-    const columns = [...columnsOf(row, line.ours), ...columnsOf(row, line.go)];
-    return [row.name, row.unit, ...columns, quotient?.toFixed(2) ?? "", better];
-  });
-  const rows = [head, ...body];
-  const widths = head.map((_, i) => Math.max(...rows.map((row) => row[i]!.length)));
+  const noted = lines.map(({ row }) => row).filter((row) => NOTES.has(row));
+  const columns: Column[] = [
+    { head: "", cell: ({ row }) => row.name + (noted.includes(row) ? ` [${noted.indexOf(row) + 1}]` : "") },
+    { head: "unit", cell: ({ row }) => row.unit },
+    ...summaryColumns("ours", ({ ours }) => ours),
+    ...summaryColumns("Go", ({ go }) => go),
+    { head: "ours ÷ Go", isNumber: true, cell: (line) => ratio(line)?.toFixed(2) ?? "" },
+    { head: "limit (aim)", isNumber: true, cell: goals },
+    { head: "mark", cell: mark },
+    ...otherColumn("empty Deno", lines, ({ floor }) => floor),
+    ...otherColumn("runc.v2", lines, ({ v2 }) => v2),
+  ];
+  const rows = [columns.map(({ head }) => head), ...lines.map((line) => columns.map(({ cell }) => cell(line)))];
+  const widths = columns.map((_, i) => Math.max(...rows.map((row) => row[i]!.length)));
   // Numbers stand on the right.
-  const isNumber = (column: number) => column >= 2 && column <= 6;
   const format = (row: readonly string[]) =>
-    `| ${row.map((cell, i) => isNumber(i) ? cell.padStart(widths[i]!) : cell.padEnd(widths[i]!)).join(" | ")} |`;
-  const rule = `| ${widths.map((width, i) => "-".repeat(width - 1) + (isNumber(i) ? ":" : "-")).join(" | ")} |`;
-  return [format(head), rule, ...body.map(format)].join("\n");
+    `| ${
+      row.map((cell, i) => columns[i]!.isNumber ? cell.padStart(widths[i]!) : cell.padEnd(widths[i]!)).join(" | ")
+    } |`;
+  const rule = widths.map((width, i) => "-".repeat(width - 1) + (columns[i]!.isNumber ? ":" : "-")).join(" | ");
+  const notes = noted.map((row, i) => `${i === 0 ? "\n" : ""}${i + 1}. ${NOTES.get(row)}`);
+  return [format(rows[0]!), `| ${rule} |`, ...rows.slice(1).map(format), ...notes].join("\n");
 }
 
-function columnsOf({ digits = 2 }: Row, { samples, error }: Result): [string, string] {
-  if (error !== undefined || samples.length === 0) return ["not measured", ""];
-  const { median, low, high }: Summary = summarize(samples);
-  return [median.toFixed(digits), `${low.toFixed(digits)}–${high.toFixed(digits)}`];
+function summaryColumns(head: string, of: (line: Line) => Result): Column[] {
+  return [
+    { head, isNumber: true, cell: (line) => medianText(line.row, of(line)) },
+    { head: "(quartiles)", isNumber: true, cell: (line) => quartilesText(line.row, of(line)) },
+  ];
 }
 
-/** Why rows were not measured; nothing if all were. */
-export function errors(lines: readonly Line[]): string[] {
-  return lines.flatMap(({ row, ours, go }) =>
-    ([["ours", ours], ["Go", go]] as const).flatMap(([name, { error }]) =>
-      error === undefined ? [] : [`${row.name}, ${name}: ${error}`]
-    )
-  );
+/** Of a contender that few rows have; no column where none has. */
+function otherColumn(head: string, lines: readonly Line[], of: (line: Line) => Result | undefined): Column[] {
+  if (!lines.some((line) => of(line))) return [];
+  const cell = (line: Line) => {
+    const result = of(line);
+    return result ? medianText(line.row, result) : "";
+  };
+  return [{ head, isNumber: true, cell }];
+}
+
+function isMeasured({ samples, error }: Result): boolean {
+  return error === undefined && samples.length > 0;
+}
+
+function medianText({ digits = 2 }: Row, result: Result): string {
+  return isMeasured(result) ? summarize(result.samples).median.toFixed(digits) : "not measured";
+}
+
+function quartilesText({ digits = 2 }: Row, result: Result): string {
+  if (!isMeasured(result) || result.samples.length < 2) return "";
+  const { low, high } = summarize(result.samples);
+  return `${low.toFixed(digits)}–${high.toFixed(digits)}`;
+}
+
+/** A ratio is said as a factor, a value in the row's unit. */
+function goals(line: Line): string {
+  const judged = verdict(line);
+  if (!judged) return "";
+  const { of, limit, aim } = judged.target;
+  const sign = line.row.moreIsBetter ? "≥" : "≤";
+  return of === "ratio" ? `${sign} ${limit} (${aim}) ×` : `${sign} ${limit} (${aim}) ${line.row.unit}`;
+}
+
+/** In parentheses, where the target was set for another row. */
+function mark(line: Line): string {
+  const judged = verdict(line);
+  if (!judged) return "";
+  return judged.isPrimary ? judged.mark : `(${judged.mark})`;
 }

@@ -13,7 +13,7 @@ import { PATIENCE_MS, until } from "./until.ts";
 export const RUNTIME = "io.containerd.runtime.v1.linux";
 
 /** What no test needs, and what takes time at start or wants modules of the kernel. */
-const DISABLED_PLUGINS = [
+export const DISABLED_PLUGINS = [
   "io.containerd.grpc.v1.cri",
   "io.containerd.internal.v1.opt",
   "io.containerd.internal.v1.tracing",

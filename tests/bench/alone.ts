@@ -1,0 +1,78 @@
+/** What is measured with one shim alive, and, of memory, with one of each kind. */
+
+import { type Bench, holder, noting, subjectRound } from "./bench.ts";
+import { Crowd } from "./crowd.ts";
+import { type Daemon, RUNTIMES } from "./daemon.ts";
+import { EmptyProgram } from "./floor.ts";
+import { AFTER_START, type Holder, measureMemory, MEMORY_ROWS } from "./memory.ts";
+import { disown, own } from "./owned.ts";
+import { type Step, timed } from "./row.ts";
+import { FIRST_REPLY, RUN, RUNS, steps } from "./rows.ts";
+import { runRound } from "./round.ts";
+
+/** A round of each, in turn, so that what changes on the machine changes for both; and each is as often the first. */
+export async function measureRounds(bench: Bench): Promise<void> {
+  const { extent: { rounds, warmUps }, competitors, say } = bench;
+  const all = steps(bench.extent);
+  for (let i = -warmUps; i < rounds; i++) {
+    const keep = i >= 0;
+    say(keep ? `round ${i + 1} of ${rounds}` : "warm-up");
+    for (const competitor of i % 2 === 0 ? competitors : competitors.toReversed()) {
+      await subjectRound(bench, { competitor, alive: 1, steps: all, keep });
+    }
+    await floorRound(bench, keep);
+    await v2Round(bench, competitors[0].daemon, keep);
+  }
+}
+
+const floorSteps: readonly Step<EmptyProgram>[] = [
+  { rows: [FIRST_REPLY], measure: async (program) => [await program.startTimed()] },
+];
+
+function floorRound({ emptyProgram, wanted, results }: Bench, keep: boolean): Promise<void> {
+  return runRound({
+    steps: floorSteps,
+    wanted,
+    keep,
+    results: (row) => results.of(1, "empty Deno", row),
+    begin: () => new EmptyProgram(emptyProgram),
+  });
+}
+
+const v2Steps: readonly Step<{ readonly daemon: Daemon; remove(): Promise<void> }>[] = [
+  { rows: [RUN], times: RUNS, measure: async ({ daemon }) => [await timed(() => daemon.run(RUNTIMES.v2))] },
+];
+
+function v2Round({ wanted, results }: Bench, daemon: Daemon, keep: boolean): Promise<void> {
+  return runRound({
+    steps: v2Steps,
+    wanted,
+    keep,
+    results: (row) => results.of(1, "v2 shim", row),
+    // The daemon is not the round's.
+    begin: () => ({ daemon, remove: () => Promise.resolve() }),
+  });
+}
+
+/** One shim of each kind at a time, so that none shares its pages with another of its kind. */
+export async function measureMemoryAlone(bench: Bench): Promise<void> {
+  const { extent, competitors, emptyProgram, say } = bench;
+  if (!MEMORY_ROWS.some(bench.wanted)) return;
+  for (let i = 0; i < extent.work.times; i++) {
+    say(`memory and idleness, ${i + 1} of ${extent.work.times}`);
+    const crowds = competitors.map((each) => new Crowd(each));
+    const program = own(new EmptyProgram(emptyProgram));
+    await noting(bench, { alive: 1, contenders: ["ours", "Go"], rows: MEMORY_ROWS }, async () => {
+      await Promise.all([...crowds.map((crowd) => crowd.grow(1)), program.startTimed()]);
+      const workers = crowds.map(({ subjects }, at) => holder(bench, 1, competitors[at]!.name, subjects[0]!));
+      const takeFloor = holder(bench, 1, "empty Deno", program).take;
+      const floor: Holder = {
+        subject: program,
+        take: (row, sample) => row === AFTER_START.privateDirty && takeFloor(row, sample),
+      };
+      await measureMemory({ idle: [...workers, floor], workers }, extent);
+    });
+    for (const crowd of crowds) await crowd.disperse();
+    await disown(program);
+  }
+}

@@ -1,0 +1,57 @@
+/** How much is measured: by the whole bench, which takes its time, and by the quick one. */
+
+const MIB = 1 << 20;
+
+/** How much is measured. */
+export interface Extent {
+  readonly rounds: number;
+  /** Rounds before those that count. */
+  readonly warmUps: number;
+  /** What a container writes in one sample, in bytes: in large pieces, in small ones, and both to a terminal. */
+  readonly bytes: {
+    readonly large: number;
+    readonly small: number;
+    readonly terminalLarge: number;
+    readonly terminalSmall: number;
+  };
+  /** What the memory is looked at after. */
+  readonly work: {
+    readonly execs: number;
+    readonly bytes: number;
+    /** How often that is done, each time with new shims. */
+    readonly times: number;
+  };
+  /** How long idle shims are watched, in ms. */
+  readonly idleMs: number;
+  /** What is measured again while so many shims of the same kind are alive. */
+  readonly crowds: readonly CrowdExtent[];
+}
+
+/** What is measured in a crowd. */
+export interface CrowdExtent {
+  /** How many shims are alive, the measured one among them. */
+  readonly alive: number;
+  readonly rounds: number;
+  /** Whether only the calls are measured that change nothing. */
+  readonly callsAlone: boolean;
+}
+
+/** What RESULTS.md has: some half an hour. */
+export const FULL: Extent = {
+  rounds: 10,
+  warmUps: 2,
+  bytes: { large: 1024 * MIB, small: 64 * MIB, terminalLarge: 64 * MIB, terminalSmall: 16 * MIB },
+  work: { execs: 100, bytes: 1024 * MIB, times: 3 },
+  idleMs: 60_000,
+  crowds: [{ alive: 50, rounds: 5, callsAlone: false }, { alive: 200, rounds: 5, callsAlone: false }],
+};
+
+/** One or two minutes, to see whether something is badly wrong. */
+export const QUICK: Extent = {
+  rounds: 5,
+  warmUps: 1,
+  bytes: { large: 256 * MIB, small: 8 * MIB, terminalLarge: 16 * MIB, terminalSmall: 4 * MIB },
+  work: { execs: 100, bytes: 256 * MIB, times: 1 },
+  idleMs: 5_000,
+  crowds: [{ alive: 16, rounds: 3, callsAlone: true }],
+};

@@ -1,0 +1,67 @@
+/** The report: what was measured, on what, and what is to be thought of it. */
+
+import type { Extent } from "./extent.ts";
+import { SETTLE_MS } from "./memory.ts";
+import type { Results } from "./results.ts";
+import { table } from "./table.ts";
+
+const MIB = 1 << 20;
+const LINE_WIDTH = 120;
+
+/** What a report is made of. */
+export interface ReportOptions {
+  readonly results: Results;
+  readonly extent: Extent;
+  /** A Markdown list. */
+  readonly machine: string;
+  /** The picture's path from the report's; none where there is none. */
+  readonly picture: string | undefined;
+  /** What went wrong. */
+  readonly failures: readonly string[];
+}
+
+/** How it was measured, and what the table's words mean: paragraphs. */
+function explanation({ rounds, warmUps, bytes, idleMs, work }: Extent): string[] {
+  const mib = (count: number) => `${count / MIB} MiB`;
+  return [
+    "Made by `make bench`. Medians, and the quartiles between which half of the samples are. Alone, a round of the one " +
+    `and a round of the other take turns: ${rounds} of each, after ${warmUps} to warm up. A crowd is of one kind, and ` +
+    "its rounds follow each other.",
+    `A sample of output is ${mib(bytes.large)} in large writes and ${mib(bytes.small)} in small ones, on a terminal ` +
+    `${mib(bytes.terminalLarge)} and ${mib(bytes.terminalSmall)}. Memory is looked at ${SETTLE_MS / 1000} s after a ` +
+    `container's start, after ${work.execs} execs, and after a further ${
+      mib(work.bytes)
+    } of output ("work"); wake-ups ` +
+    `are all context switches in ${idleMs / 1000} s. 1 MiB is 1 048 576 bytes; 1 MB and 1 GB are powers of ten.`,
+    "A limit, and in parentheses what is aimed at, is for our median divided by Go's (×), or for our median itself. " +
+    "`short` misses the limit, `ok` the aim; a mark in parentheses is for a row beside the one that has the target, or " +
+    "for one in a crowd.",
+  ];
+}
+
+/** Breaks a paragraph into lines. */
+function wrap(paragraph: string): string {
+  const lines = [""];
+  for (const word of paragraph.split(" ")) {
+    const line = lines.at(-1)!;
+    if (line === "") lines[lines.length - 1] = word;
+    else if (line.length + 1 + word.length <= LINE_WIDTH) lines[lines.length - 1] = `${line} ${word}`;
+    else lines.push(word);
+  }
+  return lines.join("\n");
+}
+
+/** The report, Markdown. */
+export function report({ results, extent, machine, picture, failures }: ReportOptions): string {
+  const tables = results.alive.map((alive) =>
+    `## ${alive === 1 ? "Alone" : `With ${alive} alive`}\n\n${table(results.lines(alive))}`
+  );
+  return [
+    "# This shim and Debian's Go shim",
+    ...explanation(extent).map(wrap),
+    machine,
+    ...picture === undefined ? [] : [`![Our medians divided by Go's](${picture})`],
+    ...tables,
+    ...failures.length === 0 ? [] : ["## What went wrong", failures.map((each) => `- ${each}`).join("\n")],
+  ].join("\n\n");
+}

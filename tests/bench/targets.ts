@@ -1,0 +1,59 @@
+/** What the shim is meant to reach, in one place. */
+
+import { SHIM_INFO, STATE } from "./calls.ts";
+import { AFTER_START, AFTER_WORK, GROWTH, WAKE_UPS } from "./memory.ts";
+import { FLOW_ROWS } from "./output.ts";
+import type { Row } from "./row.ts";
+import { CREATE, DELETE, EXEC, EXIT_EVENT, FIRST_REPLY, KILL, START } from "./rows.ts";
+
+/** A row's target. */
+export interface Target {
+  /** What counts: our median divided by Go's, or our median itself. */
+  readonly of: "ratio" | "value";
+  /** What must not be passed: at most this, or at least where more is better. */
+  readonly limit: number;
+  /** What is wanted. */
+  readonly aim: number;
+  /** Whether the row stands beside the one that the target was set for; `--check` does not look at it. */
+  readonly isSecondary?: boolean;
+}
+
+function times(limit: number, aim: number): Target {
+  return { of: "ratio", limit, aim };
+}
+
+function atMost(limit: number, aim: number): Target {
+  return { of: "value", limit, aim };
+}
+
+/** For the first of the rows, and for those beside it. */
+function andBeside([first, ...others]: readonly Row[], target: Target): [Row, Target][] {
+  return [[first!, target], ...others.map((row): [Row, Target] => [row, { ...target, isSecondary: true }])];
+}
+
+/** State while others are alive, divided by State alone. */
+export const CROWD_COST: Row = { name: "State p50, cost in the crowd", unit: "× alone" };
+
+/** Memory is in MiB (1 048 576 bytes), bytes moved in MB and GB (powers of ten). */
+export const TARGETS: ReadonlyMap<Row, Target> = new Map([
+  [FIRST_REPLY, times(3.0, 2.5)],
+  ...[CREATE, START, DELETE, EXEC].map((row): [Row, Target] => [row, times(1.0, 0.9)]),
+  ...[STATE, SHIM_INFO].flatMap((call) => andBeside([call.alone[0], call.inFlight[0]], times(1.0, 0.7))),
+  [KILL, times(1.0, 0.7)],
+  [EXIT_EVENT, times(0.5, 0.1)],
+  ...andBeside(FLOW_ROWS.speed.stdout, times(3, 5)),
+  ...andBeside(FLOW_ROWS.cpu.stdout, times(0.3, 0.1)),
+  ...andBeside(FLOW_ROWS.speed.terminal, times(2, 4)),
+  ...andBeside(FLOW_ROWS.cpu.terminal, times(0.5, 0.2)),
+  [AFTER_START.privateDirty, atMost(11, 8)],
+  [AFTER_WORK.privateDirty, atMost(11, 8)],
+  [GROWTH, atMost(0.5, 0.5)],
+  [WAKE_UPS, atMost(0, 0)],
+  [CROWD_COST, atMost(1.1, 1.0)],
+]);
+
+/** What `--check` refuses where the limit is 0 and nothing is twice as bad. */
+export const FAILURE_OF_ZERO: ReadonlyMap<Row, number> = new Map([[WAKE_UPS, 1]]);
+
+/** What is to be said below the table of some rows. */
+export const NOTES: ReadonlyMap<Row, string> = new Map([]);
