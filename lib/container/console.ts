@@ -90,7 +90,7 @@ export class ConsoleStdio implements ProcessStreams {
     const { fd, toFile } = this.#output;
     const from = fds.duplicate(master);
     this.#output = undefined;
-    this.#stdout = new Stream(this.#options.context.poller, from, fd, { toFile });
+    this.#stdout = new Stream(this.#options.context.poller, from, fd, { fromTerminal: true, toFile });
   }
 
   connectStdin(): void {

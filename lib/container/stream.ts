@@ -7,6 +7,11 @@ import { Event, type Poller } from "../../ffi/poll.ts";
 
 /** Asked of the kernel at once, in bytes: as much as a pipe may hold without privilege. */
 const PIECE = 1 << 20;
+/**
+ * The same of a terminal, which holds 4 KiB and is filled again while it is read. The kernel gets pages for all that is
+ * asked for before it looks what there is.
+ */
+const TERMINAL_PIECE = 16_384;
 /** Moved in one turn before the other streams have theirs, in bytes and in calls. */
 const TURN_BYTES = 16 << 20;
 const TURN_CALLS = 64;
@@ -15,6 +20,8 @@ const PIPE_SIZE = 65_536;
 
 /** Options of {@link Stream}. */
 export interface StreamOptions {
+  /** Whether the first descriptor is a terminal. */
+  readonly fromTerminal?: boolean;
   /** Whether the second descriptor is a file that is opened to append: splice(2) refuses those. */
   readonly toFile?: boolean;
 }
@@ -29,9 +36,11 @@ export class Stream {
   readonly #from: number;
   readonly #to: number;
   readonly #toFile: boolean;
+  readonly #piece: number;
   readonly #done = Promise.withResolvers<void>();
   #open = true;
-  #grown = false;
+  /** Whether there is nothing to grow, or no more. */
+  #grown: boolean;
   #bytes = 0;
 
   /**
@@ -39,11 +48,13 @@ export class Stream {
    *
    * @throws {SystemError} when the descriptors cannot be watched; they are closed then
    */
-  constructor(poller: Poller, from: number, to: number, { toFile = false }: StreamOptions = {}) {
+  constructor(poller: Poller, from: number, to: number, { fromTerminal = false, toFile = false }: StreamOptions = {}) {
     this.#poller = poller;
     this.#from = from;
     this.#to = to;
     this.#toFile = toFile;
+    this.#piece = fromTerminal ? TERMINAL_PIECE : PIECE;
+    this.#grown = toFile || fromTerminal;
     const pump = () => this.#pump();
     try {
       poller.add(from, Event.IN, pump);
@@ -85,7 +96,7 @@ export class Stream {
       }
       let count: number;
       try {
-        count = (this.#toFile ? copy : splice)(this.#from, this.#to, PIECE);
+        count = (this.#toFile ? copy : splice)(this.#from, this.#to, this.#piece);
       } catch (error) {
         this.close();
         // No reader is left, or, of a terminal, no process that has it open: what it had printed has been moved by then.
@@ -96,7 +107,7 @@ export class Stream {
       if (count === 0) return this.close();
       this.#bytes += count;
       moved += count;
-      if (!this.#toFile && !this.#grown && moved >= PIPE_SIZE) this.#grow();
+      if (!this.#grown && moved >= PIPE_SIZE) this.#grow();
     }
   }
 
