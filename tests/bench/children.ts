@@ -5,6 +5,7 @@
  * `Deno.Command` survives: from {@linkcode adoptAll} on nothing may use one.
  */
 
+import { MemoryFile } from "../../ffi/memfd.ts";
 import * as process from "../../ffi/process.ts";
 import { descendants, isAlive } from "../e2e/proc.ts";
 import { pause } from "../e2e/until.ts";
@@ -57,6 +58,18 @@ export function spawn(options: Omit<process.SpawnOptions, "environment">): Child
 export async function runToEnd(args: readonly string[]): Promise<void> {
   const status = await spawn({ args, descriptors: [null, null, 2] }).status;
   if (status !== 0) throw new Error(`'${args.join(" ")}' ended with ${status}`);
+}
+
+/**
+ * Runs a program to its end, with nothing to read; gives what it has printed.
+ *
+ * @throws {Error} when it fails
+ */
+export async function runAndRead(args: readonly string[]): Promise<string> {
+  using output = new MemoryFile("bench-output");
+  const status = await spawn({ args, descriptors: [null, output.fd, 2] }).status;
+  if (status !== 0) throw new Error(`'${args.join(" ")}' ended with ${status}`);
+  return output.read();
 }
 
 /** Kills a process, unless it has ended. */

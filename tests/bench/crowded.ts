@@ -2,7 +2,7 @@
 
 import { pause } from "../e2e/until.ts";
 import { type Bench, type Competitor, holder, noting, subjectRound } from "./bench.ts";
-import { callSteps, STATE } from "./calls.ts";
+import { callStep, STATE } from "./calls.ts";
 import { Crowd } from "./crowd.ts";
 import type { CrowdExtent } from "./extent.ts";
 import { measureMemory, MEMORY_ROWS, SETTLE_MS } from "./memory.ts";
@@ -16,9 +16,9 @@ const WORKERS = 3;
 
 /** Rounds, and memory, while others of the same kind are alive. */
 export async function measureInCrowd(bench: Bench, competitor: Competitor, extent: CrowdExtent): Promise<void> {
-  const callRows = new Set(callSteps.flatMap(({ rows }) => rows));
+  const callRows = new Set(callStep.rows);
   const wanted: Wanted = (row) => bench.wanted(row) && (!extent.callsAlone || callRows.has(row));
-  const all = extent.callsAlone ? [...begin, ...callSteps] : steps(bench.extent);
+  const all = extent.callsAlone ? [...begin, callStep] : steps(bench.extent);
   const rows = [...all.flatMap(({ rows }) => rows), ...MEMORY_ROWS].filter(wanted);
   if (rows.length === 0) return;
   const { alive, rounds } = extent;

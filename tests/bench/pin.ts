@@ -5,17 +5,20 @@ import { runToEnd } from "./children.ts";
 /** The CPUs that this process may run on, by number: proc_pid_status(5). */
 const allowed = parseCpus(/^Cpus_allowed_list:\s*(\S+)$/m.exec(Deno.readTextFileSync("/proc/self/status"))![1]!);
 
-/** Whether there are two CPUs, so that two processes can have one each. */
-export const canPin = allowed.length >= 2;
+/** How a program is started that is to have a CPU of its own: what its command line begins with. */
+export interface Pinned {
+  readonly pinned: readonly string[];
+}
 
-/** Does something while all threads of this process have one CPU, and those of another process have another. */
-export async function withOwnCpus<T>(pid: number, action: () => Promise<T>): Promise<T> {
-  if (!canPin) return await action();
-  await Promise.all([pin(Deno.pid, [allowed[0]!]), pin(pid, [allowed[1]!])]);
+/** Does something while all threads of a process have one CPU, so that what `action` starts can have another. */
+export async function withCpus<T>(pid: number, action: (pinned: Pinned) => Promise<T>): Promise<T> {
+  // With a single CPU there is nothing to choose.
+  if (allowed.length < 2) return await action({ pinned: [] });
+  await pin(pid, [allowed[1]!]);
   try {
-    return await action();
+    return await action({ pinned: ["taskset", "--cpu-list", `${allowed[0]}`] });
   } finally {
-    await Promise.all([pin(Deno.pid, allowed), pin(pid, allowed)]);
+    await pin(pid, allowed);
   }
 }
 

@@ -1,7 +1,7 @@
 /** What is measured in a round, in its order. A new row is a new entry of {@linkcode steps}. */
 
 import { Signal } from "../../ffi/signals.ts";
-import { callSteps } from "./calls.ts";
+import { callStep } from "./calls.ts";
 import { RUNTIMES } from "./daemon.ts";
 import type { Extent } from "./extent.ts";
 import { outputSteps } from "./output.ts";
@@ -43,7 +43,7 @@ export function steps(extent: Extent): readonly Step<Subject>[] {
         return subject.withHeldFifos(id, async (paths) => [await timed(() => subject.execToEnd(id, ["true"], paths))]);
       },
     },
-    ...callSteps,
+    callStep,
     { rows: [EXIT_EVENT], times: EXECS, measure: async (subject) => [await exitToEvent(subject)] },
     ...outputSteps(extent),
     {

@@ -48,6 +48,11 @@ export class Subject extends Shim {
     return super.arguments.map((each) => instead.get(each) ?? each);
   }
 
+  /** Where others find the shim, once it has been started. */
+  get publicSocket(): string {
+    return `${this.folder}/public.sock`;
+  }
+
   /** Makes what containerd makes before it starts a shim. */
   async prepare(): Promise<void> {
     for (const each of [this.bundle, this.workdir]) await Deno.mkdir(each);
@@ -62,6 +67,8 @@ export class Subject extends Shim {
    */
   async startTimed(): Promise<number> {
     const listener = listen(this.socketPath);
+    // Closing the listener takes the first name away.
+    Deno.linkSync(this.socketPath, this.publicSocket);
     this.#client = new Client(await Deno.connect({ transport: "unix", path: this.socketPath }));
     const reply = this.shimPid();
     reply.catch(() => {}); // if the spawn fails, that is what is told
