@@ -33,8 +33,6 @@ const START_TIMEOUT_MS = 1000;
 const US_PER_MS = 1000;
 /** How long nothing is accepted after a failure, in ms. */
 const ACCEPT_DELAY_MS = 100;
-/** How long after its first ShimInfo the rest of the shim is loaded, in ms. */
-const PRELOAD_DELAY_MS = 1;
 /** How long the end waits for calls that are being answered, in ms. */
 const SHUTDOWN_TIMEOUT_MS = 10_000;
 
@@ -114,10 +112,9 @@ export async function run(options: Options): Promise<number> {
         events,
       );
     },
-    // Not before the answer has been sent.
-    onShimInfo: () => preload ??= timer(PRELOAD_DELAY_MS, () => service.load()),
+    // The answer is written before any microtask runs.
+    onShimInfo: () => queueMicrotask(() => service.load()),
   });
-  let preload: Disposable | undefined;
   const server = new Server(service.services, {
     onError: (error, call) => log.error("call failed", { method: call?.method, error }),
     onAnswer: !options.debug ? undefined : ({ method, startedAt }) => {

@@ -7,7 +7,7 @@ import { EmptyProgram } from "./floor.ts";
 import { AFTER_START, type Holder, measureMemory, MEMORY_ROWS } from "./memory.ts";
 import { disown, own } from "./owned.ts";
 import { type Step, timed } from "./row.ts";
-import { FIRST_REPLY, RUN, RUNS, steps } from "./rows.ts";
+import { AROUND, FIRST_REPLY, RUN, RUNS, steps, stepsAround } from "./rows.ts";
 import { runRound } from "./round.ts";
 
 /** A round of each, in turn, so that what changes on the machine changes for both; and each is as often the first. */
@@ -19,6 +19,7 @@ export async function measureRounds(bench: Bench): Promise<void> {
     say(keep ? `round ${i + 1} of ${rounds}` : "warm-up");
     for (const competitor of i % 2 === 0 ? competitors : competitors.toReversed()) {
       await subjectRound(bench, { competitor, alive: 1, steps: all, keep });
+      if (bench.wanted(AROUND)) await subjectRound(bench, { competitor, alive: 1, steps: stepsAround, keep });
     }
     await floorRound(bench, keep);
     await v2Round(bench, competitors[0].daemon, keep);

@@ -10,6 +10,8 @@ import type { Subject } from "./subject.ts";
 
 /** Processes whose lives are timed in each round. */
 const EXECS = 3;
+/** Commands of the runtime, likewise. */
+const PAUSES = 10;
 /** Runs of a container through containerd that are timed in each round. */
 export const RUNS = 2;
 
@@ -19,6 +21,8 @@ export const FIRST_REPLY: Row = { name: "exec to first reply", unit: "ms" };
 export const CREATE: Row = { name: "create", unit: "ms", digits: 1 };
 /** Start: `runc start`. */
 export const START: Row = { name: "start", unit: "ms", digits: 1 };
+/** Pause or Resume with a runtime that does nothing: what the shim adds to a command of the runtime, and a process's life. */
+export const AROUND: Row = { name: "around a runtime that does nothing", unit: "ms" };
 /** Exec, Start, Wait and DeleteProcess. */
 export const EXEC: Row = { name: "exec of `true`, whole", unit: "ms", digits: 1 };
 /** From a process's being killed to the news of that from containerd. */
@@ -72,16 +76,18 @@ export function steps(extent: Extent): readonly Step<Subject>[] {
   ];
 }
 
+const firstReply: Step<Subject> = {
+  rows: [FIRST_REPLY],
+  isNeeded: true,
+  measure: async (subject) => {
+    await subject.prepare();
+    return [await subject.startTimed()];
+  },
+};
+
 /** The steps up to a container that runs. */
 export const begin: readonly Step<Subject>[] = [
-  {
-    rows: [FIRST_REPLY],
-    isNeeded: true,
-    measure: async (subject) => {
-      await subject.prepare();
-      return [await subject.startTimed()];
-    },
-  },
+  firstReply,
   {
     rows: [CREATE],
     isNeeded: true,
@@ -96,6 +102,38 @@ export const begin: readonly Step<Subject>[] = [
 const end: readonly Step<Subject>[] = [
   { rows: [DELETE], isNeeded: true, measure: async (subject) => [await timed(() => subject.delete())] },
   { rows: [END], isNeeded: true, measure: async (subject) => [await timed(() => subject.end("SIGTERM"))] },
+];
+
+/** The steps of a round whose shim has, in the place of its runtime, a program that does nothing. */
+export const stepsAround: readonly Step<Subject>[] = [
+  { ...firstReply, rows: [] },
+  {
+    rows: [],
+    isNeeded: true,
+    measure: async (subject) => {
+      await subject.runIdle(subject.runtime("runc"));
+      subject.runtime("true");
+      return [];
+    },
+  },
+  {
+    rows: [AROUND],
+    times: PAUSES,
+    measure: async (subject) => {
+      const ms = await timed(() => subject.pause());
+      await subject.resume();
+      return [ms];
+    },
+  },
+  {
+    rows: [],
+    isNeeded: true,
+    measure: async (subject) => {
+      subject.runtime("runc");
+      await subject.endContainer();
+      return [];
+    },
+  },
 ];
 
 /**

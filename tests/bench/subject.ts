@@ -14,6 +14,9 @@ import type { Daemon } from "./daemon.ts";
 /** Mode of FIFOs, as containerd makes them. */
 const FIFO_MODE = 0o700;
 
+/** Where programs are. */
+const PROGRAMS = { runc: "/usr/sbin/runc", true: "/bin/true" };
+
 /** The paths of what a process has for stdio. */
 export type Paths = Attached["fifos"];
 
@@ -122,9 +125,21 @@ export class Subject extends Shim {
   }
 
   /** Starts a container that does nothing. Its stdio is held open here, so that whoever opens it waits for nobody. */
-  async runIdle(): Promise<void> {
-    await this.create(await this.heldFifos());
+  async runIdle(runtime = "runc"): Promise<void> {
+    await this.create(await this.heldFifos(), { runtime });
     await this.startProcess();
+  }
+
+  /** A path that is one program's name now, and may be another's later: the container's runtime, for one that is given it. */
+  runtime(program: "runc" | "true"): string {
+    const path = `${this.folder}/runtime`;
+    try {
+      Deno.removeSync(path);
+    } catch (error) {
+      if (!(error instanceof Deno.errors.NotFound)) throw error;
+    }
+    Deno.symlinkSync(PROGRAMS[program], path);
+    return path;
   }
 
   /** FIFOs for the container, of which this process has both ends as long as the container is there. */

@@ -47,7 +47,7 @@ export const TARGETS: ReadonlyMap<Row, Target> = new Map([
   ...andBeside(FLOW_ROWS.cpu.terminal, times(0.5, 0.2)),
   [AFTER_START.privateDirty, atMost(11, 8)],
   [AFTER_WORK.privateDirty, atMost(11, 8)],
-  [GROWTH, atMost(0.5, 0.5)],
+  [GROWTH, atMost(1, 0.5)],
   [WAKE_UPS, atMost(0, 0)],
   [CROWD_COST, atMost(1.1, 1.0)],
 ]);

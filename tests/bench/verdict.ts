@@ -34,18 +34,18 @@ export function verdict(line: Line): Verdict | undefined {
 /**
  * What is so bad that it is no noise.
  *
- * The first reply is not expected before an empty program of Deno could have given it on the same machine.
+ * From the first reply is taken off, before, what an empty program of Deno took in the same run.
  */
 export function failures(lines: readonly Line[]): string[] {
   return lines.flatMap((line) => {
     const { row, alive, floor, go } = line;
     const judged = verdict(line);
     if (!judged?.isPrimary) return [];
-    const { target, reached } = judged;
-    const least = row === FIRST_REPLY ? quotient(medianOf(floor), medianOf(go)) ?? 0 : 0;
+    const { target } = judged;
+    const reached = judged.reached - (row === FIRST_REPLY ? quotient(medianOf(floor), medianOf(go)) ?? 0 : 0);
     const worst = row.moreIsBetter
       ? target.limit / FAILURE_FACTOR
-      : FAILURE_OF_ZERO.get(row) ?? Math.max(target.limit, least) * FAILURE_FACTOR;
+      : FAILURE_OF_ZERO.get(row) ?? target.limit * FAILURE_FACTOR;
     if (row.moreIsBetter ? reached >= worst : reached <= worst) return [];
     const unit = target.of === "ratio" ? "times Go's" : row.unit;
     const side = row.moreIsBetter ? "under" : "over";
