@@ -115,6 +115,12 @@ export class Poller {
     if (watch) this.#control(EPOLL_CTL_MOD, fd, watch.events, serial!);
   }
 
+  /** Reports nothing of a descriptor but errors and its end, until {@link again}. */
+  pause(fd: number): void {
+    const serial = this.#serials.get(fd);
+    if (serial !== undefined) this.#control(EPOLL_CTL_MOD, fd, 0, serial);
+  }
+
   /** Ends the watching of a descriptor; nothing, when it was not watched. */
   remove(fd: number): void {
     const serial = this.#serials.get(fd);

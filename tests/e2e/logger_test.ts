@@ -4,7 +4,7 @@ import { assert, assertEquals, assertMatch } from "@std/assert";
 import { Code } from "../../lib/ttrpc/status.ts";
 import { IS_OURS, onlyOurs } from "./env.ts";
 import { withContainerd } from "./harness.ts";
-import { descriptorsOf, isAlive } from "./proc.ts";
+import { countDescriptors, isAlive } from "./proc.ts";
 import { assertStatus, type Shim, withShim } from "./shim.ts";
 import { until } from "./until.ts";
 
@@ -157,13 +157,13 @@ onlyOurs(
   "a logger reads the end of file when the process has ended",
   () =>
     withShim({ args: ["sh", "-c", "echo out"] }, async (shim) => {
-      const before = descriptorsOf(shim.pid).size;
+      const before = countDescriptors(shim.pid);
       await runLogged(shim, makeLogger(shim.folder, PLAIN));
       await shim.wait();
       // Before Delete.
       await until("the logger has ended", () => readIfThere(`${shim.folder}/ended`));
       await shim.delete();
-      await until("no descriptor of it is left", () => descriptorsOf(shim.pid).size <= before);
+      await until("no descriptor of it is left", () => countDescriptors(shim.pid) <= before);
     }),
 );
 

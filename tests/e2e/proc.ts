@@ -139,3 +139,12 @@ export function descriptorsOf(pid: number): Map<number, string> {
   }
   return found;
 }
+
+/**
+ * How many descriptors a process has for files, pipes, FIFOs, terminals and other processes. Deno makes a pair of sockets
+ * of its own half a second after its start, and timers come and go.
+ */
+export function countDescriptors(pid: number): number {
+  const isCounted = (each: string) => !/^(socket:|anon_inode:\[timerfd\])/.test(each);
+  return [...descriptorsOf(pid).values()].filter(isCounted).length;
+}
