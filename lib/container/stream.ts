@@ -20,15 +20,21 @@ const TURN_CALLS = 64;
 const PIPE_SIZE = 65_536;
 
 /**
- * A stream that has been asked so often in a row, never with more than this between two times, for less than this at a
- * time, is one that somebody writes to in small pieces: it is left alone for a while, so that more comes together. That
- * takes a fifth of the time, and nobody waits: who looks at a terminal is not so fast, and more fits into the pipe.
+ * When somebody writes in small pieces: so many calls in a row have moved less than so many bytes each, and no turn of theirs
+ * has come later than so many ms after the one before. The stream is left alone for some ms then, so that more comes
+ * together, and again as long as it does: the same bytes cost a fifth of the CPU time. Nobody types so fast, and the larger
+ * pipes hold more than anybody writes in that time.
  */
 const SMALL_CALLS = 64;
 const SMALL_PIECE = 16_384;
-const GATHER_MS = 1;
-/** What must have come in that time to have been worth it, in bytes. */
-const GATHERED = 16_384;
+const SMALL_PAUSE_MS = 1;
+/** For how long it is left alone, in ms: the shorter the more has come, between these two. */
+const SHORTEST_MS = 1;
+const LONGEST_MS = 8;
+/** What comes together in that time, in bytes: with less than the first it is over. */
+const ENOUGH = 4096;
+const LITTLE = 65_536;
+const MUCH = 262_144;
 
 /** Options of {@link Stream}. */
 export interface StreamOptions {
@@ -110,22 +116,24 @@ export class Stream {
     if (this.#gathering) return;
     const { calls, moved } = this.#pump();
     const now = performance.now();
-    const isSmall = moved < calls * SMALL_PIECE && now - this.#wokenAt < GATHER_MS;
+    const isSmall = moved < calls * SMALL_PIECE && now - this.#wokenAt < SMALL_PAUSE_MS;
     this.#wokenAt = now;
     this.#smallCalls = isSmall ? this.#smallCalls + calls : 0;
     if (this.#smallCalls < SMALL_CALLS) return;
     this.#smallCalls = 0;
-    if (this.#open && this.#grow()) this.#gather();
+    if (this.#open && this.#grow()) this.#gather(SHORTEST_MS);
   }
 
-  /** Lets bytes come together as long as there are many. */
-  #gather(): void {
+  /** Lets bytes come together, as long as enough do. */
+  #gather(ms: number): void {
     this.#gathering = false;
     try {
-      this.#timer = after(this.#poller, GATHER_MS, () => {
+      this.#timer = after(this.#poller, ms, () => {
         const { moved } = this.#pump();
         if (!this.#open) return;
-        if (moved >= GATHERED) return this.#gather();
+        if (moved > MUCH) return this.#gather(Math.max(ms / 2, SHORTEST_MS));
+        if (moved >= LITTLE) return this.#gather(ms);
+        if (moved >= ENOUGH) return this.#gather(Math.min(2 * ms, LONGEST_MS));
         this.#gathering = false;
         this.#poller.again(this.#from);
       });
