@@ -16,8 +16,10 @@ interface Column {
 /** A table, and the notes of its rows below it. */
 export function table(lines: readonly Line[]): string {
   const noted = lines.map(({ row }) => row).filter((row) => NOTES.has(row));
+  // Rows may share one.
+  const said = [...new Set(noted.map((row) => NOTES.get(row)!))];
   const columns: Column[] = [
-    { head: "", cell: ({ row }) => row.name + (noted.includes(row) ? ` [${noted.indexOf(row) + 1}]` : "") },
+    { head: "", cell: ({ row }) => row.name + (noted.includes(row) ? ` [${said.indexOf(NOTES.get(row)!) + 1}]` : "") },
     { head: "unit", cell: ({ row }) => row.unit },
     ...summaryColumns("ours", ({ ours }) => ours),
     ...summaryColumns("Go", ({ go }) => go),
@@ -35,7 +37,7 @@ export function table(lines: readonly Line[]): string {
       row.map((cell, i) => columns[i]!.isNumber ? cell.padStart(widths[i]!) : cell.padEnd(widths[i]!)).join(" | ")
     } |`;
   const rule = widths.map((width, i) => "-".repeat(width - 1) + (columns[i]!.isNumber ? ":" : "-")).join(" | ");
-  const notes = noted.map((row, i) => `${i === 0 ? "\n" : ""}${i + 1}. ${NOTES.get(row)}`);
+  const notes = said.map((note, i) => `${i === 0 ? "\n" : ""}${i + 1}. ${note}`);
   return [format(rows[0]!), `| ${rule} |`, ...rows.slice(1).map(format), ...notes].join("\n");
 }
 

@@ -4,7 +4,7 @@ import { SHIM_INFO, STATE } from "./calls.ts";
 import { AFTER_START, AFTER_WORK, GROWTH, WAKE_UPS } from "./memory.ts";
 import { FLOW_ROWS } from "./output.ts";
 import type { Row } from "./row.ts";
-import { CREATE, DELETE, EXEC, EXIT_EVENT, FIRST_REPLY, KILL, START } from "./rows.ts";
+import { AROUND, CREATE, DELETE, EXEC, EXIT_EVENT, FIRST_REPLY, KILL, START } from "./rows.ts";
 
 /** A row's target. */
 export interface Target {
@@ -55,5 +55,24 @@ export const TARGETS: ReadonlyMap<Row, Target> = new Map([
 /** What `--check` refuses where the limit is 0 and nothing is twice as bad. */
 export const FAILURE_OF_ZERO: ReadonlyMap<Row, number> = new Map([[WAKE_UPS, 1]]);
 
+const COSTS = "See COSTS.md.";
+const TERMINAL_NOTE =
+  "A terminal of Linux gives 4 KiB at a time, and wakes a thread of the kernel for each. A loop of " +
+  `splice(2) in C, which does nothing else, is hardly faster here. ${COSTS}`;
+const COLD_NOTE =
+  "Each call is the first of its kind in its process: JavaScript that is called for the first time is " +
+  `compiled first. In processes that have done it before, the difference is the row "${AROUND.name}". ${COSTS}`;
+
 /** What is to be said below the table of some rows. */
-export const NOTES: ReadonlyMap<Row, string> = new Map([]);
+export const NOTES: ReadonlyMap<Row, string> = new Map([
+  [
+    FIRST_REPLY,
+    `An empty program of Deno, in the column "empty Deno", takes longer than the limit by itself. ${COSTS}`,
+  ],
+  [CREATE, COLD_NOTE],
+  [START, COLD_NOTE],
+  [FLOW_ROWS.speed.stdout[1]!, "What dd writes in pieces of this size is what limits both."],
+  [FLOW_ROWS.speed.terminal[0]!, TERMINAL_NOTE],
+  [FLOW_ROWS.cpu.terminal[0]!, TERMINAL_NOTE],
+  [GROWTH, `Code that the execs were the first to need; it does not grow from there. ${COSTS}`],
+]);

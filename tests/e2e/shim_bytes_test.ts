@@ -2,7 +2,7 @@
 
 import { assert, assertEquals } from "@std/assert";
 import { must } from "./command.ts";
-import { Reader } from "./fifo.ts";
+import { Reader, Writer } from "./fifo.ts";
 import { type Attached, withShim } from "./shim.ts";
 import { pause } from "./until.ts";
 
@@ -16,6 +16,11 @@ const SCRIPT = `i=0; while [ $i -lt ${BLOCKS} ]; do echo $i; cat /tmp/block; i=$
 
 /** The command that makes a checksum of its input. */
 const CHECKSUM = "sha256sum";
+
+/** The same in pieces of 100 bytes: fast, then a line that somebody waits for, then fast again. */
+const SMALL_BLOCK_SIZE = 8_000_000;
+const SMALL_PIECES = "dd ibs=64000 obs=100 if=/tmp/block 2>/dev/null";
+const SMALL_SCRIPT = `${SMALL_PIECES}; echo; echo ready; read line; ${SMALL_PIECES}`;
 
 /** Reads all of an output in its own way. */
 type ReadOutput = (attached: Attached, take: (bytes: Uint8Array<ArrayBuffer>) => Promise<void>) => Promise<void>;
@@ -91,4 +96,22 @@ Deno.test("a GiB of output arrives whole at a reader that goes away for 5 s and 
     await pause(5000);
     using again = await Reader.open(fifos.stdout);
     for (let bytes = await again.read(); bytes; bytes = await again.read()) await take(bytes);
+  }));
+
+Deno.test("output in small pieces arrives whole, and what is printed alone arrives at once", () =>
+  withShim({ args: ["sh", "-c", SMALL_SCRIPT] }, async (shim) => {
+    const block = crypto.getRandomValues(new Uint8Array(SMALL_BLOCK_SIZE / 256)).map((byte) => byte % 64 + 32);
+    const text = new TextDecoder().decode(block).padEnd(SMALL_BLOCK_SIZE, "0123456789 ");
+    await Deno.writeTextFile(`${shim.rootfs}/tmp/block`, text);
+    const attached = await shim.createWithFifos();
+    await shim.startProcess();
+    const { stdout } = attached;
+    using stdin = await Writer.open(attached.fifos.stdin);
+    let received = "";
+    while (!received.endsWith("\nready\n")) received += await stdout.line();
+    assert(received === `${text}\nready\n`, `${received.length} bytes are not those that were printed first`);
+    await stdin.write("go\n");
+    assert(await stdout.text() === text, "what arrived then is not what was printed");
+    assertEquals((await shim.wait()).status, 0);
+    await shim.delete();
   }));
