@@ -65,6 +65,8 @@ export class Stream {
   #wokenAt = 0;
   #gathering = false;
   #timer: Disposable | undefined;
+  /** Whether the kernel has just said that nobody has the terminal open. */
+  #hungUp = false;
   #bytes = 0;
 
   /**
@@ -158,9 +160,16 @@ export class Stream {
       try {
         count = (this.#toFile ? copy : splice)(this.#from, this.#to, this.#piece);
       } catch (error) {
+        const reason = error instanceof SystemError ? error.errno : undefined;
+        // No process has the terminal open. Linux looks for bytes first and for processes then, and what has been printed in
+        // between is still there: it is lost to whoever does not ask again.
+        if (reason === Errno.EIO && !this.#hungUp) {
+          this.#hungUp = true;
+          continue;
+        }
         this.close();
-        // No reader is left, or, of a terminal, no process that has it open: what it had printed has been moved by then.
-        if (error instanceof SystemError && (error.errno === Errno.EPIPE || error.errno === Errno.EIO)) break;
+        // No reader is left, or all that was printed on the terminal has been moved.
+        if (reason === Errno.EPIPE || reason === Errno.EIO) break;
         throw error;
       }
       if (count < 0) break;
@@ -168,6 +177,7 @@ export class Stream {
         this.close();
         break;
       }
+      this.#hungUp = false;
       this.#bytes += count;
       moved += count;
       if (moved >= PIPE_SIZE) this.#grow();

@@ -21,8 +21,9 @@ export interface Extent {
     /** How often that is done, each time with new shims. */
     readonly times: number;
   };
-  /** How long idle shims are watched, in ms. */
+  /** How long idle shims are watched, and how long they have done nothing before, in ms. */
   readonly idleMs: number;
+  readonly idleAfterMs: number;
   /** What is measured again while so many shims of the same kind are alive. */
   readonly crowds: readonly CrowdExtent[];
 }
@@ -43,6 +44,7 @@ export const FULL: Extent = {
   bytes: { large: 1024 * MIB, small: 64 * MIB, terminalLarge: 64 * MIB, terminalSmall: 16 * MIB },
   work: { execs: 100, bytes: 1024 * MIB, times: 3 },
   idleMs: 60_000,
+  idleAfterMs: 25_000,
   crowds: [{ alive: 50, rounds: 5, callsAlone: false }, { alive: 200, rounds: 5, callsAlone: false }],
 };
 
@@ -53,5 +55,6 @@ export const QUICK: Extent = {
   bytes: { large: 256 * MIB, small: 8 * MIB, terminalLarge: 16 * MIB, terminalSmall: 4 * MIB },
   work: { execs: 100, bytes: 256 * MIB, times: 1 },
   idleMs: 5_000,
+  idleAfterMs: 3_000,
   crowds: [{ alive: 16, rounds: 3, callsAlone: true }],
 };

@@ -53,11 +53,12 @@ export interface Holders {
 }
 
 /** Looks at all of them at the same time, while they do nothing, and at some after they have worked. */
-export async function measureMemory({ idle, workers }: Holders, { idleMs, work }: Extent): Promise<void> {
+export async function measureMemory({ idle, workers }: Holders, { idleMs, idleAfterMs, work }: Extent): Promise<void> {
   await pause(SETTLE_MS);
   for (const each of idle) takeMemory(each, AFTER_START);
   const starts = workers.map(({ subject }) => memoryOf(subject.pid).privateDirty);
 
+  await pause(Math.max(0, idleAfterMs - SETTLE_MS));
   const before: ThreadCounts[] = idle.map(({ subject }) => switchesOf(subject.pid));
   const start = performance.now();
   await pause(idleMs);

@@ -21,7 +21,7 @@ export interface ReportOptions {
 }
 
 /** How it was measured, and what the table's words mean: paragraphs. */
-function explanation({ rounds, warmUps, bytes, idleMs, work }: Extent): string[] {
+function explanation({ rounds, warmUps, bytes, idleMs, idleAfterMs, work }: Extent): string[] {
   const mib = (count: number) => `${count / MIB} MiB`;
   return [
     "Made by `make bench`. Medians, and the quartiles between which half of the samples are. Alone, a round of the one " +
@@ -32,7 +32,9 @@ function explanation({ rounds, warmUps, bytes, idleMs, work }: Extent): string[]
     `container's start, after ${work.execs} execs, and after a further ${
       mib(work.bytes)
     } of output ("work"); wake-ups ` +
-    `are all context switches in ${idleMs / 1000} s. 1 MiB is 1 048 576 bytes; 1 MB and 1 GB are powers of ten.`,
+    `are all context switches in ${idleMs / 1000} s that begin ${
+      idleAfterMs / 1000
+    } s after the start. 1 MiB is 1 048 576 bytes; 1 MB and 1 GB are powers of ten.`,
     "A limit, and in parentheses what is aimed at, is for our median divided by Go's (×), or for our median itself. " +
     "`short` misses the limit, `ok` the aim; a mark in parentheses is for a row beside the one that has the target, or " +
     "for one in a crowd.",
