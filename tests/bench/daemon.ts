@@ -2,7 +2,7 @@
 
 import { ensureFifo } from "../../ffi/pipe.ts";
 import { CONTAINERD, CTR, newPlace } from "../e2e/env.ts";
-import { DISABLED_PLUGINS, RUNTIME } from "../e2e/harness.ts";
+import { daemonConfig, RUNTIME } from "../e2e/harness.ts";
 import * as leftovers from "../e2e/leftovers.ts";
 import { until, within } from "../e2e/until.ts";
 import { type Child, killIfAlive, runToEnd, spawn } from "./children.ts";
@@ -41,15 +41,7 @@ export class Daemon {
     const config = `${this.folder}/config.toml`;
     await Deno.writeTextFile(
       config,
-      `version = 2
-root = "${this.folder}/root"
-state = "${this.folder}/state"
-disabled_plugins = ${JSON.stringify(DISABLED_PLUGINS)}
-[grpc]
-address = "${this.address}"
-[plugins."${RUNTIMES.v1}"]
-shim = "${this.#shim}"
-`,
+      daemonConfig({ folder: this.folder, address: this.address, shim: this.#shim }),
     );
     const command = `exec '${CONTAINERD}' -c '${config}' >'${this.folder}/log' 2>&1`;
     const daemon = this.#daemon = spawn({ args: ["sh", "-c", command], descriptors: [null, null, 2] });

@@ -13,13 +13,31 @@ import { PATIENCE_MS, until } from "./until.ts";
 export const RUNTIME = "io.containerd.runtime.v1.linux";
 
 /** What no test needs, and what takes time at start or wants modules of the kernel. */
-export const DISABLED_PLUGINS = [
+const DISABLED_PLUGINS = [
   "io.containerd.grpc.v1.cri",
   "io.containerd.internal.v1.opt",
   "io.containerd.internal.v1.tracing",
   "io.containerd.tracing.processor.v1.otlp",
   ...["aufs", "btrfs", "devmapper", "zfs"].map((each) => `io.containerd.snapshotter.v1.${each}`),
 ];
+
+/** What a containerd that has everything in one folder is told in its config.toml; `more` follows what it is told of v1. */
+export function daemonConfig({ folder, address, shim, more = "" }: {
+  readonly folder: string;
+  readonly address: string;
+  readonly shim: string;
+  readonly more?: string;
+}): string {
+  return `version = 2
+root = "${folder}/root"
+state = "${folder}/state"
+disabled_plugins = ${JSON.stringify(DISABLED_PLUGINS)}
+[grpc]
+address = "${address}"
+[plugins."${RUNTIME}"]
+shim = "${shim}"
+${more}`;
+}
 
 /** Options of {@linkcode withContainerd}. */
 export interface ContainerdOptions {
@@ -149,19 +167,16 @@ export class Containerd {
     const config = `${this.folder}/config.toml`;
     await Deno.writeTextFile(
       config,
-      `version = 2
-root = "${this.folder}/root"
-state = "${this.folder}/state"
-disabled_plugins = ${JSON.stringify(DISABLED_PLUGINS)}
+      daemonConfig({
+        folder: this.folder,
+        address: this.address,
+        shim: this.#shim.path,
+        more: `runtime = "${this.#runtime}"
+shim_debug = ${this.#shimDebug}
 [debug]
 level = "${this.#level}"
-[grpc]
-address = "${this.address}"
-[plugins."${RUNTIME}"]
-shim = "${this.#shim.path}"
-runtime = "${this.#runtime}"
-shim_debug = ${this.#shimDebug}
 `,
+      }),
     );
     const command = ["sh", "-c", `exec '${CONTAINERD}' -c '${config}' >>'${this.#logFile}' 2>&1`];
     const [program, ...args] = [...await this.#prefix(), ...command] as [string, ...string[]];
