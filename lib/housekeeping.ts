@@ -34,9 +34,8 @@ export class Housekeeping {
   noteWork(): void {
     this.#worked = true;
     this.#timer ??= this.#wait();
-    if (++this.#pieces < PIECES) return;
-    // Not before whoever has started the child is done with that.
-    queueMicrotask(() => this.#giveBack());
+    // Not before whoever has started the child is done with that; more may be started by then.
+    if (++this.#pieces === PIECES) queueMicrotask(() => this.#giveBack());
   }
 
   #wait(): Disposable {

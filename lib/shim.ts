@@ -112,8 +112,6 @@ export async function run(options: Options): Promise<number> {
         events,
       );
     },
-    // The answer is written before any microtask runs.
-    onShimInfo: () => queueMicrotask(() => service.load()),
   });
   const server = new Server(service.services, {
     onError: (error, call) => log.error("call failed", { method: call?.method, error }),

@@ -57,13 +57,12 @@ export class Stream {
   readonly #piece: number;
   readonly #done = Promise.withResolvers<void>();
   #open = true;
-  /** Whether the pipes are still to be made larger, and whether they are. */
-  #isGrowing: boolean;
-  #isLarge = false;
+  /** Whether the pipes have been made larger; undefined as long as that has not been tried. */
+  #isLarge: boolean | undefined;
   /** For small pieces: how many calls in a row have been for one, and when the last of them were. */
   #smallCalls = 0;
   #wokenAt = 0;
-  #gathering = false;
+  /** Set while it is left alone. */
   #timer: Disposable | undefined;
   /** Whether the kernel has just said that nobody has the terminal open. */
   #hungUp = false;
@@ -80,7 +79,7 @@ export class Stream {
     this.#to = to;
     this.#toFile = toFile;
     this.#piece = fromTerminal ? TERMINAL_PIECE : PIECE;
-    this.#isGrowing = !toFile && !fromTerminal;
+    if (toFile || fromTerminal) this.#isLarge = false;
     const wake = () => this.#wake();
     try {
       poller.add(from, Event.IN, wake);
@@ -115,7 +114,7 @@ export class Stream {
   }
 
   #wake(): void {
-    if (this.#gathering) return;
+    if (this.#timer) return;
     const { calls, moved } = this.#pump();
     const now = performance.now();
     const isSmall = moved < calls * SMALL_PIECE && now - this.#wokenAt < SMALL_PAUSE_MS;
@@ -128,23 +127,23 @@ export class Stream {
 
   /** Lets bytes come together, as long as enough do. */
   #gather(ms: number): void {
-    this.#gathering = false;
     try {
-      this.#timer = after(this.#poller, ms, () => {
-        const { moved } = this.#pump();
-        if (!this.#open) return;
-        if (moved > MUCH) return this.#gather(Math.max(ms / 2, SHORTEST_MS));
-        if (moved >= LITTLE) return this.#gather(ms);
-        if (moved >= ENOUGH) return this.#gather(Math.min(2 * ms, LONGEST_MS));
-        this.#gathering = false;
-        this.#poller.again(this.#from);
-      });
-      this.#gathering = true;
+      this.#timer = after(this.#poller, ms, () => this.#gathered(ms));
       this.#poller.pause(this.#from);
     } catch {
       // There is no descriptor for a timer: it goes on as it did.
       this.#poller.again(this.#from);
     }
+  }
+
+  #gathered(ms: number): void {
+    this.#timer = undefined;
+    const { moved } = this.#pump();
+    if (!this.#open) return;
+    if (moved > MUCH) this.#gather(Math.max(ms / 2, SHORTEST_MS));
+    else if (moved >= LITTLE) this.#gather(ms);
+    else if (moved >= ENOUGH) this.#gather(Math.min(2 * ms, LONGEST_MS));
+    else this.#poller.again(this.#from);
   }
 
   /** Moves what is there, for a turn. */
@@ -191,10 +190,6 @@ export class Stream {
    * @returns whether they are
    */
   #grow(): boolean {
-    if (this.#isGrowing) {
-      this.#isGrowing = false;
-      this.#isLarge = [this.#from, this.#to].map((fd) => growPipe(fd, PIECE)).every(Boolean);
-    }
-    return this.#isLarge;
+    return this.#isLarge ??= [this.#from, this.#to].map((fd) => growPipe(fd, PIECE)).every(Boolean);
   }
 }

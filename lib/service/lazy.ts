@@ -31,8 +31,6 @@ export interface Loaded {
 export interface LazyServiceOptions {
   /** Loads the service; called once. */
   readonly load: () => Promise<Loaded>;
-  /** Told when a client has asked who this shim is: it will go on to call the rest, as a rule. */
-  readonly onShimInfo: () => void;
 }
 
 /** The service. */
@@ -75,7 +73,8 @@ export class LazyService {
   }
 
   readonly #shimInfo: Handler = () => {
-    this.#options.onShimInfo();
+    // Who asks this goes on to call the rest, as a rule. The answer is written before any microtask runs.
+    if (this.#loading === undefined) queueMicrotask(() => this.load());
     return ShimInfoResponse.encode({ shimPid: Deno.pid }).finish();
   };
 }

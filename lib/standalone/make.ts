@@ -137,8 +137,8 @@ export async function selfCheck(executable: string): Promise<void> {
   }
 }
 
-/** A listener, and its descriptor, which is the listener's. */
-function listen(path: string): { fd: number } & Disposable {
+/** A listener on a Unix socket, and its descriptor, which is the listener's. */
+export function listen(path: string): { readonly fd: number } & Disposable {
   const before = new Set(openSockets());
   const listener = Deno.listen({ transport: "unix", path });
   const fd = openSockets().find((each) => !before.has(each));

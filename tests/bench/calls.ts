@@ -40,7 +40,7 @@ export const STATE = rowsOf("State");
 export const callStep: Step<Subject> = {
   rows: [SHIM_INFO, STATE].flatMap(({ alone, inFlight }) => [...alone, ...inFlight]),
   measure: (subject) =>
-    withCpus(subject.pid, async ({ pinned }) => {
+    withCpus(subject.pid, async (pinned) => {
       const client = [Deno.execPath(), "run", "-A", "--config", `${REPOSITORY}/deno.json`, CLIENT];
       return JSON.parse(await runAndRead([...pinned, ...client, subject.publicSocket, subject.id]));
     }),

@@ -55,8 +55,7 @@ export interface Holders {
 /** Looks at all of them at the same time, while they do nothing, and at some after they have worked. */
 export async function measureMemory({ idle, workers }: Holders, { idleMs, idleAfterMs, work }: Extent): Promise<void> {
   await pause(SETTLE_MS);
-  for (const each of idle) takeMemory(each, AFTER_START);
-  const starts = workers.map(({ subject }) => memoryOf(subject.pid).privateDirty);
+  const starts = new Map(idle.map((each) => [each.subject, takeMemory(each, AFTER_START).privateDirty]));
 
   await pause(Math.max(0, idleAfterMs - SETTLE_MS));
   const before: ThreadCounts[] = idle.map(({ subject }) => switchesOf(subject.pid));
@@ -70,7 +69,9 @@ export async function measureMemory({ idle, workers }: Holders, { idleMs, idleAf
   for (const each of workers) takeMemory(each, AFTER_EXECS);
   for (const { subject } of workers) await flow(subject, largeFlow(work.bytes));
   await pause(SETTLE_MS);
-  workers.forEach((each, i) => each.take(GROWTH, takeMemory(each, AFTER_WORK).privateDirty - starts[i]!));
+  for (const each of workers) {
+    each.take(GROWTH, takeMemory(each, AFTER_WORK).privateDirty - starts.get(each.subject)!);
+  }
 }
 
 function takeMemory({ subject, take }: Holder, rows: MomentRows): Memory {

@@ -5,18 +5,16 @@ import { runToEnd } from "./children.ts";
 /** The CPUs that this process may run on, by number: proc_pid_status(5). */
 const allowed = parseCpus(/^Cpus_allowed_list:\s*(\S+)$/m.exec(Deno.readTextFileSync("/proc/self/status"))![1]!);
 
-/** How a program is started that is to have a CPU of its own: what its command line begins with. */
-export interface Pinned {
-  readonly pinned: readonly string[];
-}
-
-/** Does something while all threads of a process have one CPU, so that what `action` starts can have another. */
-export async function withCpus<T>(pid: number, action: (pinned: Pinned) => Promise<T>): Promise<T> {
+/**
+ * Does something while all threads of a process have one CPU. What `action` is given is what a command line begins with that
+ * is to have another.
+ */
+export async function withCpus<T>(pid: number, action: (pinned: readonly string[]) => Promise<T>): Promise<T> {
   // With a single CPU there is nothing to choose.
-  if (allowed.length < 2) return await action({ pinned: [] });
+  if (allowed.length < 2) return await action([]);
   await pin(pid, [allowed[1]!]);
   try {
-    return await action({ pinned: ["taskset", "--cpu-list", `${allowed[0]}`] });
+    return await action(["taskset", "--cpu-list", `${allowed[0]}`]);
   } finally {
     await pin(pid, allowed);
   }

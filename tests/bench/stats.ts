@@ -2,7 +2,6 @@
 
 /** Samples in short. */
 export interface Summary {
-  readonly count: number;
   readonly median: number;
   /** The quartiles, between which half of the samples are. */
   readonly low: number;
@@ -12,7 +11,6 @@ export interface Summary {
 /** @throws {RangeError} when there are no samples */
 export function summarize(samples: readonly number[]): Summary {
   return {
-    count: samples.length,
     median: quantile(samples, 0.5),
     low: quantile(samples, 0.25),
     high: quantile(samples, 0.75),

@@ -2,6 +2,7 @@
 
 import * as fds from "../../ffi/fd.ts";
 import { ensureFifo } from "../../ffi/pipe.ts";
+import { listen } from "../../lib/standalone/make.ts";
 import { Client } from "../../lib/ttrpc/client.ts";
 import { CONTAINERD } from "../e2e/env.ts";
 import { isAlive } from "../e2e/proc.ts";
@@ -88,7 +89,7 @@ export class Subject extends Shim {
       });
     } finally {
       // The shim's own is the last, so that the connection breaks if the shim ends.
-      listener.close();
+      listener[Symbol.dispose]();
     }
     await reply;
     return performance.now() - start;
@@ -133,12 +134,8 @@ export class Subject extends Shim {
   /** A path that is one program's name now, and may be another's later: the container's runtime, for one that is given it. */
   runtime(program: "runc" | "true"): string {
     const path = `${this.folder}/runtime`;
-    try {
-      Deno.removeSync(path);
-    } catch (error) {
-      if (!(error instanceof Deno.errors.NotFound)) throw error;
-    }
-    Deno.symlinkSync(PROGRAMS[program], path);
+    Deno.symlinkSync(PROGRAMS[program], `${path}.new`);
+    Deno.renameSync(`${path}.new`, path);
     return path;
   }
 
@@ -182,18 +179,4 @@ export class Subject extends Shim {
 /** Opens a FIFO for reading and writing, which waits for nobody; the caller owns the descriptor. */
 export function openBothEnds(path: string): number {
   return fds.open(path, fds.O.RDWR | fds.O.NONBLOCK);
-}
-
-/** A listening socket, and its descriptor, which is the listener's. */
-function listen(path: string): { readonly fd: number; close(): void } {
-  const before = new Set(sockets());
-  const listener = Deno.listen({ transport: "unix", path });
-  const fd = sockets().find((each) => !before.has(each));
-  if (fd === undefined) throw new Error("The listener has no descriptor");
-  return { fd, close: () => listener.close() };
-}
-
-function sockets(): number[] {
-  return [...Deno.readDirSync("/proc/self/fd")].map(({ name }) => Number(name))
-    .filter((fd) => fds.describe(fd)?.startsWith("socket:"));
 }

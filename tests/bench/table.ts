@@ -15,11 +15,10 @@ interface Column {
 
 /** A table, and the notes of its rows below it. */
 export function table(lines: readonly Line[]): string {
-  const noted = lines.map(({ row }) => row).filter((row) => NOTES.has(row));
   // Rows may share one.
-  const said = [...new Set(noted.map((row) => NOTES.get(row)!))];
+  const said = [...new Set(lines.flatMap(({ row }) => NOTES.get(row) ?? []))];
   const columns: Column[] = [
-    { head: "", cell: ({ row }) => row.name + (noted.includes(row) ? ` [${said.indexOf(NOTES.get(row)!) + 1}]` : "") },
+    { head: "", cell: ({ row }) => row.name + (NOTES.has(row) ? ` [${said.indexOf(NOTES.get(row)!) + 1}]` : "") },
     { head: "unit", cell: ({ row }) => row.unit },
     ...summaryColumns("ours", ({ ours }) => ours),
     ...summaryColumns("Go", ({ go }) => go),

@@ -14,13 +14,13 @@ const BLOCK_SIZE = (16 << 20) + 4099;
 const BLOCKS = 64;
 const SCRIPT = `i=0; while [ $i -lt ${BLOCKS} ]; do echo $i; cat /tmp/block; i=$((i+1)); done`;
 
-/** The command that makes a checksum of its input. */
-const CHECKSUM = "sha256sum";
-
 /** The same in pieces of 100 bytes: fast, then a line that somebody waits for, then fast again. */
 const SMALL_BLOCK_SIZE = 8_000_000;
 const SMALL_PIECES = "dd ibs=64000 obs=100 if=/tmp/block 2>/dev/null";
 const SMALL_SCRIPT = `${SMALL_PIECES}; echo; echo ready; read line; ${SMALL_PIECES}`;
+
+/** The command that makes a checksum of its input. */
+const CHECKSUM = "sha256sum";
 
 /** Reads all of an output in its own way. */
 type ReadOutput = (attached: Attached, take: (bytes: Uint8Array<ArrayBuffer>) => Promise<void>) => Promise<void>;
