@@ -2,14 +2,18 @@
 
 import { parse, usage, UsageError } from "./lib/cli.ts";
 import { messageOf } from "./lib/errors.ts";
-import { run } from "./lib/shim.ts";
+import { run } from "./lib/alone.ts";
 
 /** Exit codes, as Go's programs have them: a wrong command line, and anything else that prevents the start. */
 const USAGE = 2;
 const FAILURE = 1;
 
+/** The word that this program calls itself with to be a host: lib/standalone/entry.c. */
+const HOST = "host";
+
 async function main(): Promise<number> {
   try {
+    if (Deno.args[0] === HOST) return await (await import("./lib/host/host.ts")).run(Deno.args.slice(1));
     const options = parse(Deno.args);
     if (options === undefined) {
       say(usage());

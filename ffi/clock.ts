@@ -10,15 +10,14 @@ const CLOCK_MONOTONIC = 1;
 const ENTERED_VARIABLE = "CONTAINERD_SHIM_ENTERED";
 const NS_PER_US = 1000n;
 
-/**
- * Tells the microseconds since the kernel entered the executable; undefined where no entry of ours has noted that.
- *
- * @throws {SystemError}
- */
-export function sinceEntry(): (() => number) | undefined {
+/** When the kernel entered this process's executable, in ns; undefined where no entry of ours has noted that. */
+export function entryTime(): bigint | undefined {
   const entered = Deno.env.get(ENTERED_VARIABLE);
-  if (entered === undefined || !/^\d+$/.test(entered)) return undefined;
-  const start = BigInt(entered);
+  return entered === undefined || !/^\d+$/.test(entered) ? undefined : BigInt(entered);
+}
+
+/** Tells the microseconds since `start`, in ns of CLOCK_MONOTONIC. */
+export function since(start: bigint): () => number {
   // struct timespec: seconds and nanoseconds
   const now = new BigInt64Array(2);
   const bytes = new Uint8Array(now.buffer);

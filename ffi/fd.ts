@@ -9,6 +9,7 @@ const c = libc({
   fcntl: [["i32", "i32", "i32"], "i32"],
   read: [["i32", "buffer", "usize"], "isize"],
   write: [["i32", "buffer", "usize"], "isize"],
+  pwrite: [["i32", "buffer", "usize", "i64"], "isize"],
 });
 
 /** Flags of open(2), from asm-generic/fcntl.h. */
@@ -97,6 +98,11 @@ export function read(fd: number, buffer: Uint8Array<ArrayBuffer>): number {
 /** write(2): the number of bytes, -1 on failure (see errno). */
 export function write(fd: number, buffer: Uint8Array<ArrayBuffer>): number {
   return Number(c().write(fd, buffer, BigInt(buffer.length)));
+}
+
+/** pwrite(2): writes at a place of a file, in bytes; the number of bytes, -1 on failure (see errno). */
+export function writeAt(fd: number, buffer: Uint8Array<ArrayBuffer>, at: number): number {
+  return Number(c().pwrite(fd, buffer, BigInt(buffer.length), BigInt(at)));
 }
 
 /** What a descriptor is, as /proc/self/fd shows it: `socket:[4711]`, `/run/x`; undefined when it is not open. */

@@ -22,9 +22,6 @@ interface Registration {
   readonly data: bigint;
 }
 
-/** Deno's epoll instance, which lives as long as the process; known once something has been found on it. */
-let denosEpoll: number | undefined;
-
 /** A place on Deno's event loop: the number of a socket that Deno waits for, and how. */
 export class Place {
   readonly fd: number;
@@ -43,11 +40,9 @@ export class Place {
    * @throws {Error} when there is none: Deno is not the Deno this was written for
    */
   static find(is: (fd: number) => boolean): Place {
-    for (const epoll of denosEpoll === undefined ? epolls() : [denosEpoll]) {
+    for (const epoll of epolls()) {
       for (const registration of registrations(epoll)) {
-        if (!is(registration.fd)) continue;
-        denosEpoll = epoll;
-        return new Place(epoll, registration);
+        if (is(registration.fd)) return new Place(epoll, registration);
       }
     }
     throw new Error("Deno's event loop has no such socket registered");
@@ -79,12 +74,6 @@ export class Place {
     if (used !== waited) fds.dup2(used, this.fd);
     fds.setCloexec(this.fd);
   }
-}
-
-/** The descriptors that Deno's event loop waits for; to be asked once a {@link Place} on it has been found. */
-export function waitedFor(): number[] {
-  if (denosEpoll === undefined) return [];
-  return registrations(denosEpoll).map(({ fd }) => fd);
 }
 
 function epolls(): number[] {

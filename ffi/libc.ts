@@ -69,6 +69,8 @@ export const Errno = {
   EINVAL: 22,
   ENOTTY: 25,
   EPIPE: 32,
+  ECONNABORTED: 103,
+  ECONNRESET: 104,
 } as const;
 
 const c = libc({ __errno_location: [[], "pointer"] });

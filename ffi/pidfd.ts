@@ -1,15 +1,17 @@
 /** Processes as descriptors: pidfd_open(2). Readable when the process has ended, whosever child it is. */
 
-import { Errno, errno, libc, SystemError } from "./libc.ts";
+import { check, Errno, errno, libc, SystemError } from "./libc.ts";
 import { exitStatus } from "./process.ts";
 
 const c = libc({
-  syscall: [["i32", "i32", "u32"], "i32"],
+  syscall: [["i32", "i32", "u32", "pointer", "u32"], "i32"],
   ioctl: [["i32", "u64", "buffer"], "i32"],
 });
 
 /** pidfd_open(2): its number on every architecture. */
 const SYS_PIDFD_OPEN = 434;
+/** pidfd_send_signal(2), likewise. */
+const SYS_PIDFD_SEND_SIGNAL = 424;
 /** PIDFD_GET_INFO of linux/pidfd.h, Linux 6.13: _IOWR(0xFF, 11, struct pidfd_info) with 64 bytes of it. */
 const PIDFD_GET_INFO = 0xc040_ff0bn;
 const INFO_SIZE = 64;
@@ -25,11 +27,20 @@ const EXIT_CODE_OFFSET = 60;
  * @throws {SystemError} ENOSYS before Linux 5.3; EMFILE
  */
 export function openPidfd(pid: number): number | undefined {
-  const fd = c().syscall(SYS_PIDFD_OPEN, pid, 0);
+  const fd = c().syscall(SYS_PIDFD_OPEN, pid, 0, null, 0);
   if (fd >= 0) return fd;
   const error = errno();
   if (error === Errno.ESRCH) return undefined;
   throw new SystemError("pidfd_open of process", error, pid);
+}
+
+/**
+ * Sends a signal to a process, which is never another of the same pid.
+ *
+ * @throws {SystemError} ESRCH when it has ended and been reaped
+ */
+export function sendSignal(pidfd: number, signal: number): void {
+  check(c().syscall(SYS_PIDFD_SEND_SIGNAL, pidfd, signal, null, 0), "pidfd_send_signal to descriptor", pidfd);
 }
 
 /**

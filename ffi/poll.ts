@@ -40,12 +40,20 @@ const EVENT_SIZE = Deno.build.arch === "x86_64" ? 12 : 16;
 const DATA_OFFSET = EVENT_SIZE - 8;
 /** Events taken from the kernel at once. */
 const BATCH = 64;
+/**
+ * How long what {@link Poller.addBulk} has brought is dealt with before the rest is looked at again, and before Deno's own
+ * loop has its turn, in ms.
+ */
+const BULK_MS = 0.1;
+const SLICE_MS = 2;
 
 /** Told which of the {@link Event}s are there. Edge-triggered: whatever is there is to be dealt with, or asked for again. */
 export type Callback = (events: number) => void;
 
 interface Watch {
   readonly fd: number;
+  /** The instance that watches it. */
+  readonly epoll: number;
   readonly events: number;
   readonly callback: Callback;
 }
@@ -56,8 +64,15 @@ export class Poller {
   readonly #waker: Deno.Conn;
   readonly #byte: number;
   readonly #watches = new Map<number, Watch>();
-  readonly #batch = new Uint8Array(BATCH * EVENT_SIZE);
-  readonly #view = new DataView(this.#batch.buffer);
+  readonly #events = new Batch();
+  /** Another instance, for what has to stand back; made when it is needed, and watched by the first one. */
+  #bulk: number | undefined;
+  readonly #bulkEvents = new Batch();
+  /** Whether there is something on it, and whether this has just been said. */
+  #bulkWaits = false;
+  #bulkCame = false;
+  /** Whether it has had no turn the last time, for others' sake. */
+  #stoodBack = false;
   /** Tells a descriptor's events from those of an earlier one of the same number. */
   #serial = 0;
 
@@ -94,11 +109,29 @@ export class Poller {
    * @throws {SystemError} EPERM for what cannot be polled: a regular file
    */
   add(fd: number, events: number, callback: Callback): void {
+    this.#add(this.#epoll, fd, events, callback);
+  }
+
+  /**
+   * The same for what may bring work without end: it has its turn when nothing else is there.
+   *
+   * @throws {SystemError}
+   */
+  addBulk(fd: number, events: number, callback: Callback): void {
+    if (this.#bulk === undefined) {
+      const bulk = check(c().epoll_create1(EPOLL_CLOEXEC), "epoll_create1");
+      this.add(bulk, Event.IN, () => this.#bulkWaits = this.#bulkCame = true);
+      this.#bulk = bulk;
+    }
+    this.#add(this.#bulk, fd, events, callback);
+  }
+
+  #add(epoll: number, fd: number, events: number, callback: Callback): void {
     const serial = ++this.#serial;
-    this.#watches.set(serial, { fd, events, callback });
+    this.#watches.set(serial, { fd, epoll, events, callback });
     this.#serials.set(fd, serial);
     try {
-      this.#control(EPOLL_CTL_ADD, fd, events, serial);
+      this.#control(EPOLL_CTL_ADD, epoll, fd, events, serial);
     } catch (error) {
       this.#watches.delete(serial);
       this.#serials.delete(fd);
@@ -112,36 +145,38 @@ export class Poller {
   again(fd: number): void {
     const serial = this.#serials.get(fd);
     const watch = serial === undefined ? undefined : this.#watches.get(serial);
-    if (watch) this.#control(EPOLL_CTL_MOD, fd, watch.events, serial!);
+    if (watch) this.#control(EPOLL_CTL_MOD, watch.epoll, fd, watch.events, serial!);
   }
 
   /** Reports nothing of a descriptor but errors and its end, until {@link again}. */
   pause(fd: number): void {
     const serial = this.#serials.get(fd);
-    if (serial !== undefined) this.#control(EPOLL_CTL_MOD, fd, 0, serial);
+    const watch = serial === undefined ? undefined : this.#watches.get(serial);
+    if (watch) this.#control(EPOLL_CTL_MOD, watch.epoll, fd, 0, serial!);
   }
 
   /** Ends the watching of a descriptor; nothing, when it was not watched. */
   remove(fd: number): void {
     const serial = this.#serials.get(fd);
     if (serial === undefined) return;
+    const { epoll } = this.#watches.get(serial)!;
     this.#serials.delete(fd);
     this.#watches.delete(serial);
-    this.#control(EPOLL_CTL_DEL, fd, 0, 0);
+    this.#control(EPOLL_CTL_DEL, epoll, fd, 0, 0);
   }
 
   /** How many descriptors are watched. */
   get size(): number {
-    return this.#watches.size;
+    return this.#serials.size;
   }
 
-  #control(operation: number, fd: number, events: number, serial: number) {
+  #control(operation: number, epoll: number, fd: number, events: number, serial: number) {
     const event = new Uint8Array(EVENT_SIZE);
     const view = new DataView(event.buffer);
     view.setUint32(0, (events | EPOLLET) >>> 0, true);
     view.setUint32(DATA_OFFSET, serial, true);
     check(
-      c().epoll_ctl(this.#epoll, operation, fd, event),
+      c().epoll_ctl(epoll, operation, fd, event),
       "epoll_ctl of descriptor",
       fd,
     );
@@ -162,25 +197,71 @@ export class Poller {
   }
 
   #dispatch(onError: (error: unknown) => void): void {
+    const end = performance.now() + SLICE_MS;
     for (;;) {
-      const count = c().epoll_wait(this.#epoll, this.#batch, BATCH, 0);
-      if (count < 0) {
-        if (errno() === Errno.EINTR) continue;
-        check(count, "epoll_wait");
+      const count = this.#events.take(this.#epoll);
+      this.#bulkCame = false;
+      for (let i = 0; i < count; i++) this.#call(this.#events, i, onError);
+      if (!this.#bulkWaits) {
+        if (count < BATCH) return;
+        continue;
       }
-      for (let i = 0; i < count; i++) {
-        const events = this.#view.getUint32(i * EVENT_SIZE, true);
-        const serial = this.#view.getUint32(
-          i * EVENT_SIZE + DATA_OFFSET,
-          true,
-        );
-        try {
-          this.#watches.get(serial)?.callback(events);
-        } catch (error) {
-          onError(error);
-        }
-      }
-      if (count < BATCH) return;
+      // What others have been told goes on when Deno's loop has its turn: that comes first, but not for ever.
+      const others = count - (this.#bulkCame ? 1 : 0);
+      this.#stoodBack = others > 0 && !this.#stoodBack;
+      if (this.#stoodBack) break;
+      const now = performance.now();
+      while (this.#bulkTurn(onError) && performance.now() < now + BULK_MS);
+      if (!this.#bulkWaits && count < BATCH) return;
+      if (others > 0 || now > end) break;
     }
+    this.again(this.#bulk!);
+  }
+
+  /** @returns whether there was anything to do */
+  #bulkTurn(onError: (error: unknown) => void): boolean {
+    const events = this.#bulkEvents;
+    if (events.next === events.count) {
+      events.take(this.#bulk!);
+      this.#bulkWaits = events.count > 0;
+      if (!this.#bulkWaits) return false;
+    }
+    this.#call(events, events.next++, onError);
+    return true;
+  }
+
+  #call(batch: Batch, i: number, onError: (error: unknown) => void): void {
+    try {
+      this.#watches.get(batch.serial(i))?.callback(batch.events(i));
+    } catch (error) {
+      onError(error);
+    }
+  }
+}
+
+/** Events as epoll_wait(2) gives them. */
+class Batch {
+  readonly #memory = new Uint8Array(BATCH * EVENT_SIZE);
+  readonly #view = new DataView(this.#memory.buffer);
+  /** How many there are, and which one is to be dealt with next. */
+  count = 0;
+  next = 0;
+
+  /** @throws {SystemError} */
+  take(epoll: number): number {
+    this.next = this.count = 0;
+    for (;;) {
+      const count = c().epoll_wait(epoll, this.#memory, BATCH, 0);
+      if (count >= 0) return this.count = count;
+      if (errno() !== Errno.EINTR) check(count, "epoll_wait");
+    }
+  }
+
+  events(i: number): number {
+    return this.#view.getUint32(i * EVENT_SIZE, true);
+  }
+
+  serial(i: number): number {
+    return this.#view.getUint32(i * EVENT_SIZE + DATA_OFFSET, true);
   }
 }

@@ -119,8 +119,8 @@ export function kill(pid: number, signal: number): void {
   check(c().kill(pid, signal), "kill of process", pid);
 }
 
-/** What a child is started with. */
-export interface SpawnOptions {
+/** What a program is started with. */
+export interface ChildOptions {
   /** argv; the first is also the program: a path, or a name to be looked up in PATH. */
   readonly args: readonly string[];
   /** Working directory; this process's own when not given. */
@@ -131,6 +131,10 @@ export interface SpawnOptions {
   readonly descriptors: readonly (number | null)[];
   /** The whole environment, as NAME=value; when not given, what this process was started with. */
   readonly environment?: readonly string[];
+}
+
+/** What a child of this process is started with. */
+export interface SpawnOptions extends ChildOptions {
   /** Whether the child leads a process group of its own. */
   readonly newProcessGroup?: boolean;
 }

@@ -1,28 +1,37 @@
-/** Unix sockets: an inherited listener, peer credentials, and names. */
+/** Unix sockets: listening, peer credentials, and names. */
 
 import * as fds from "./fd.ts";
-import { Place, waitedFor } from "./graft.ts";
-import { check, libc } from "./libc.ts";
+import { Place } from "./graft.ts";
+import { check, Errno, errno, libc, SystemError } from "./libc.ts";
 
 const c = libc({
   getsockopt: [["i32", "i32", "i32", "buffer", "buffer"], "i32"],
   getsockname: [["i32", "buffer", "buffer"], "i32"],
   getpeername: [["i32", "buffer", "buffer"], "i32"],
+  socket: [["i32", "i32", "i32"], "i32"],
+  bind: [["i32", "buffer", "u32"], "i32"],
+  listen: [["i32", "i32"], "i32"],
+  accept4: [["i32", "pointer", "pointer", "i32"], "i32"],
   socketpair: [["i32", "i32", "i32", "buffer"], "i32"],
   geteuid: [[], "u32"],
   getegid: [[], "u32"],
 });
 
 /** socket(2), socket(7), unix(7); values from asm-generic/socket.h. */
-export const AF_UNIX = 1;
-export const SOCK_STREAM = 1;
-export const SOCK_NONBLOCK = 0o4000;
-export const SOCK_CLOEXEC = 0o2000000;
+const AF_UNIX = 1;
+const SOCK_STREAM = 1;
+const SOCK_NONBLOCK = 0o4000;
+const SOCK_CLOEXEC = 0o2000000;
 export const SOL_SOCKET = 1;
 const SO_PEERCRED = 17;
 const SO_ACCEPTCONN = 30;
-/** sizeof(struct sockaddr_un) */
+/** sizeof(struct sockaddr_un), and where its path begins. */
 const SOCKADDR_UN = 110;
+const PATH_OFFSET = 2;
+/** What an address can be, in bytes: sun_path, less what marks an abstract one and its end. */
+export const ADDRESS_LIMIT = SOCKADDR_UN - PATH_OFFSET - 2;
+/** How many connections may wait to be accepted; the system allows fewer, as a rule (net.core.somaxconn). */
+const BACKLOG = 4096;
 
 /** Who is at the other end of a Unix socket: struct ucred, unix(7). */
 export interface Credentials {
@@ -73,8 +82,8 @@ function name(which: Named, fd: number): string | undefined {
   if (c()[which](fd, bytes, new Uint8Array(length.buffer)) !== 0) {
     return undefined;
   }
-  if (bytes[0] !== AF_UNIX || length[0]! <= 2) return undefined;
-  const path = bytes.subarray(2, length[0]);
+  if (bytes[0] !== AF_UNIX || length[0]! <= PATH_OFFSET) return undefined;
+  const path = bytes.subarray(PATH_OFFSET, length[0]);
   // A path is NUL-terminated inside its length; an abstract name begins with NUL and is as long as it is.
   const end = path[0] === 0 ? -1 : path.indexOf(0);
   return new TextDecoder().decode(end < 0 ? path : path.subarray(0, end));
@@ -99,94 +108,60 @@ export function socketpair(): [number, number] {
   return [pair[0]!, pair[1]!];
 }
 
+/**
+ * Listens on a path, or on an abstract address (one that begins with NUL), nonblocking and close-on-exec; the caller owns
+ * the socket, and the file.
+ *
+ * @throws {SystemError} EADDRINUSE
+ */
+export function listenOn(path: string): number {
+  const bytes = new TextEncoder().encode(path);
+  const isAbstract = bytes[0] === 0;
+  if (bytes.length > ADDRESS_LIMIT + (isAbstract ? 1 : 0)) {
+    throw new Error(`${JSON.stringify(path)}: unix socket path too long (> ${ADDRESS_LIMIT})`);
+  }
+  const address = new Uint8Array(SOCKADDR_UN);
+  address[0] = AF_UNIX;
+  address.set(bytes, PATH_OFFSET);
+  // An abstract name is as long as the address says, a path ends with NUL.
+  const length = PATH_OFFSET + bytes.length + (isAbstract ? 0 : 1);
+  const socket = check(c().socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0), "socket");
+  try {
+    check(c().bind(socket, address, length), "bind of a socket to", path);
+    check(c().listen(socket, BACKLOG), "listen on", path);
+  } catch (error) {
+    fds.close(socket);
+    throw error;
+  }
+  return socket;
+}
+
+/**
+ * A connection that waits to be accepted, nonblocking and close-on-exec; the caller owns it.
+ *
+ * @returns undefined when none waits
+ * @throws {SystemError} EMFILE, say
+ */
+export function accept(listener: number): number | undefined {
+  for (;;) {
+    const fd = c().accept4(listener, null, null, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    if (fd >= 0) return fd;
+    const error = errno();
+    if (error === Errno.EAGAIN) return undefined;
+    // Its peer has given it up: the next one may be there.
+    if (error === Errno.EINTR || error === Errno.ECONNABORTED) continue;
+    throw new SystemError("accept4 on descriptor", error, listener);
+  }
+}
+
+/** Whether a descriptor is a Unix socket that listens. */
+export function isListening(fd: number): boolean {
+  return name("getsockname", fd) !== undefined && option(fd, SO_ACCEPTCONN, 1)[0] === 1;
+}
+
 /** An address in the abstract namespace that no one else uses: this process's, and never twice. */
 export function privateAddress(): string {
   return `\0containerd-shim-${Deno.pid}-${crypto.randomUUID()}`;
-}
-
-/** A listener, and who the peers are of the connections it accepts, which Deno does not tell. */
-export class Listener {
-  readonly #listener: Deno.Listener<Deno.UnixConn>;
-  readonly #address: string;
-  /** Accepted connections by descriptor, each with its inode as /proc shows it: numbers are used again. */
-  readonly #accepted = new Map<number, string>();
-
-  private constructor(
-    listener: Deno.Listener<Deno.UnixConn>,
-    address: string,
-  ) {
-    this.#listener = listener;
-    this.#address = address;
-  }
-
-  /**
-   * Listens on a path, or on an abstract address (one that begins with NUL).
-   *
-   * @throws {Deno.errors.AddrInUse} and what else Deno.listen does
-   */
-  static listen(path: string): Listener {
-    const listener = Deno.listen({ transport: "unix", path });
-    Place.find((fd) => isListening(fd, path));
-    return new Listener(listener, path);
-  }
-
-  /**
-   * Serves a listening Unix socket that this process has inherited as `fd`, which is the listener's from then on.
-   *
-   * @throws {Error} when `fd` is no listening Unix socket
-   */
-  static inherit(fd: number): Listener {
-    const address = name("getsockname", fd);
-    if (address === undefined || !isListening(fd, address)) {
-      throw new Error(
-        `descriptor ${fd} is not a listening Unix socket: inherit one, or name one with -socket`,
-      );
-    }
-    fds.setNonblocking(fd);
-    const path = privateAddress();
-    const listener = Deno.listen({ transport: "unix", path });
-    Place.find((each) => isListening(each, path)).put(fd, fd);
-    fds.close(fd);
-    return new Listener(listener, address);
-  }
-
-  /**
-   * The next connection and its peer. Not to be called again before it has answered.
-   *
-   * @throws {Deno.errors.BadResource} when the listener has been closed
-   */
-  async accept(): Promise<{ conn: Deno.UnixConn; peer: Credentials }> {
-    const conn = await this.#listener.accept();
-    try {
-      return { conn, peer: peerCredentials(this.#latest()) };
-    } catch (error) {
-      conn.close();
-      throw error;
-    }
-  }
-
-  /** The descriptor of the connection accepted last: the one with our address that was not there before. */
-  #latest(): number {
-    for (const fd of waitedFor()) {
-      const inode = fds.describe(fd);
-      if (inode === undefined || this.#accepted.get(fd) === inode) continue;
-      if (name("getsockname", fd) !== this.#address) continue;
-      if (isListening(fd, this.#address)) continue;
-      this.#accepted.set(fd, inode);
-      return fd;
-    }
-    throw new Error("an accepted connection has no descriptor to be found");
-  }
-
-  /** Stops listening; a socket that {@link listen} has made in the file system is removed. */
-  close(): void {
-    this.#listener.close();
-  }
-}
-
-function isListening(fd: number, address: string): boolean {
-  return name("getsockname", fd) === address &&
-    option(fd, SO_ACCEPTCONN, 1)[0] === 1;
 }
 
 /** The place on Deno's event loop of the connection that was made to `path`. */

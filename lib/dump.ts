@@ -8,28 +8,35 @@ import type { Call } from "./ttrpc/server.ts";
 
 /** What there is to describe. */
 export interface Subjects {
+  /** The container's shim, as containerd knows it. */
+  readonly pid: number;
   readonly calls: Iterable<Call>;
   readonly processes: Iterable<Process>;
   readonly events: EventQueue;
-  readonly poller: Poller;
+  /** When the shim began, on the clock of `performance.now()`, in ms. */
+  readonly since: number;
 }
 
-/** Calls in flight with their age, processes and their states, bytes moved, descriptors, memory, uptime: a line each. */
-export function describe({ calls, processes, events, poller }: Subjects): string[] {
+/** Calls in flight with their age, processes and their states, bytes moved, uptime: a line each; and what is said of the process. */
+export function describe({ pid, calls, processes, events, since }: Subjects, process: readonly string[]): string[] {
   const now = performance.now();
-  const { rss, heapUsed, external } = Deno.memoryUsage();
-  const lines = ["=== BEGIN dump ===", `up for ${seconds(now)}, ${events.size} events to deliver`];
+  const lines = ["=== BEGIN dump ===", `shim ${pid} up for ${seconds(now - since)}, ${events.size} events to deliver`];
   for (const { method, startedAt } of calls) lines.push(`call ${method} in flight for ${seconds(now - startedAt)}`);
   for (const process of processes) {
     const { id, pid, state, exit } = process;
     const moved = Object.entries(process.moved).map(([name, bytes]) => ` ${name} ${bytes} bytes`).join("");
     lines.push(`process ${id} pid ${pid} ${state}${exit ? ` with status ${exit.status}` : ""}${moved}`);
   }
-  lines.push(`memory: ${rss} bytes resident, ${heapUsed} in the heap, ${external} outside of it`);
+  return [...lines, ...process, "=== END dump ==="];
+}
+
+/** Memory and descriptors of this process. */
+export function describeProcess(poller: Poller): string[] {
+  const { rss, heapUsed, external } = Deno.memoryUsage();
+  const lines = [`memory: ${rss} bytes resident, ${heapUsed} in the heap, ${external} outside of it`];
   const numbers = Array.from(Deno.readDirSync("/proc/self/fd"), ({ name }) => Number(name)).sort((a, b) => a - b);
   lines.push(`${numbers.length} descriptors, ${poller.size} watched`);
   for (const number of numbers) lines.push(`descriptor ${number} ${describeDescriptor(number) ?? "closed"}`);
-  lines.push("=== END dump ===");
   return lines;
 }
 

@@ -12,6 +12,8 @@ export interface Logger {
 
 /** Options of {@link openLog}. */
 export interface LogOptions extends LineOptions {
+  /** Whether lines of level debug are written. */
+  readonly debug: boolean;
   /** Tells the time since the process was started, in µs: every line then has it. */
   readonly sinceStart?: (() => number) | undefined;
   /** Until this is settled lines of level debug are kept: what tells how long the start takes is not to lengthen it. */
@@ -23,7 +25,7 @@ export interface LogOptions extends LineOptions {
  *
  * LogTape is loaded with the first line that is to be written, not at start: most shims never write one.
  */
-export function openLog({ sinceStart, started, ...options }: LogOptions): Logger {
+export function openLog({ debug, sinceStart, started, ...options }: LogOptions): Logger {
   let write: WriteLine | undefined;
   let loading: Promise<void> | undefined;
   const waiting: Parameters<WriteLine>[] = [];
@@ -33,7 +35,7 @@ export function openLog({ sinceStart, started, ...options }: LogOptions): Logger
       for (const line of waiting.splice(0)) write(...line);
     });
   const log = (level: Level, message: string, fields?: Fields) => {
-    if (level === "debug" && !options.debug) return;
+    if (level === "debug" && !debug) return;
     const since = sinceStart && { us_since_start: sinceStart() };
     const line = [level, Date.now(), message, { ...fields, ...since }] as const;
     if (write) return write(...line);

@@ -1,6 +1,6 @@
 /** Lines as logrus writes them, by LogTape. Loaded when there is something to write: see log.ts. */
 
-import { configureSync, getLogger, type LogRecord } from "@logtape/logtape";
+import { configureSync, getConfig, getLogger, type LogRecord } from "@logtape/logtape";
 
 /** How grave a line is, by logrus's names. */
 export type Level = "debug" | "info" | "warning" | "error";
@@ -12,8 +12,6 @@ export type Fields = Readonly<Record<string, unknown>>;
 export interface LineOptions {
   /** Takes one line with its newline, at once: what cannot be written now is lost. */
   readonly write: (line: string) => void;
-  /** Whether lines of level debug are written. */
-  readonly debug: boolean;
   /** What every line has. */
   readonly fields: Fields;
 }
@@ -34,29 +32,30 @@ const LEVELS = {
 /** Names of a record's properties that are no field of the line. */
 const MESSAGE = "\0message";
 const AT = "\0at";
+const WRITE = "\0write";
 
-/** Lines in logrus's text format, by LogTape, which has one configuration for the whole process: this one. */
+/** Lines in logrus's text format, by LogTape. */
 export function logrus(options: LineOptions): WriteLine {
-  configureSync({
-    sinks: { fifo: (record) => options.write(format(record)) },
-    loggers: [
-      {
-        category: "shim",
-        sinks: ["fifo"],
-        lowestLevel: options.debug ? "debug" : "info",
-      },
-      { category: ["logtape", "meta"], sinks: [], lowestLevel: "fatal" },
-    ],
-    reset: true,
-  });
-  const logger = getLogger("shim").with(options.fields);
+  if (getConfig() === null) configure();
+  const logger = getLogger("shim").with({ ...options.fields, [WRITE]: options.write });
   // Properties, not a template: what a message has in braces is part of it.
   return (level, at, message, fields) => logger[level]("", { ...fields, [MESSAGE]: message, [AT]: at });
 }
 
+/** LogTape has one configuration for the whole process: each record says itself where it goes. Levels are for log.ts. */
+function configure(): void {
+  configureSync({
+    sinks: { fifo: (record) => (record.properties[WRITE] as LineOptions["write"])(format(record)) },
+    loggers: [
+      { category: "shim", sinks: ["fifo"], lowestLevel: "debug" },
+      { category: ["logtape", "meta"], sinks: [], lowestLevel: "fatal" },
+    ],
+  });
+}
+
 /** One line of logrus's TextFormatter: time, level, message, and the other fields by name. */
 function format(record: LogRecord): string {
-  const { [MESSAGE]: message, [AT]: at, ...fields } = record.properties;
+  const { [MESSAGE]: message, [AT]: at, [WRITE]: _, ...fields } = record.properties;
   const time = new Date(at as number);
   let line = `time=${quote(time.toISOString())} level=${LEVELS[record.level]} msg=${quote(String(message))}`;
   for (const key of Object.keys(fields).sort()) {

@@ -1,9 +1,10 @@
-/** The children of this process: each is reaped once, and whoever waits for it learns how it ended. */
+/** The children of one shim: each is reaped once, and whoever waits for it learns how it ended. */
 
 import { close } from "../ffi/fd.ts";
-import { exitStatusOf, openPidfd } from "../ffi/pidfd.ts";
+import { exitStatusOf, openPidfd, sendSignal } from "../ffi/pidfd.ts";
+import { Errno, SystemError } from "../ffi/libc.ts";
 import { Event, type Poller } from "../ffi/poll.ts";
-import { type Exit as Reaped, kill, reap, spawn, type SpawnOptions } from "../ffi/process.ts";
+import { type ChildOptions, type Exit as Reaped, kill } from "../ffi/process.ts";
 import { Signal } from "../ffi/signals.ts";
 import { messageOf } from "./errors.ts";
 import { sleep, type Timer } from "./async.ts";
@@ -16,7 +17,7 @@ export interface Exit extends Reaped {
 }
 
 /** Options of {@link Reaper.run}. */
-export interface RunOptions extends SpawnOptions {
+export interface RunOptions extends ChildOptions {
   /** When it is ended by SIGKILL, in ms. */
   readonly timeoutMs?: number;
 }
@@ -27,6 +28,20 @@ export type Run = (options: RunOptions) => Promise<Exit>;
 /** Told of an exit, once. */
 export type ExitHandler = (exit: Exit) => void;
 
+/** The process whose children these are: this one, or another that starts and reaps them for it. */
+export interface Parent {
+  /**
+   * Starts a child, and calls `started` with its pid before any exit of it is told.
+   *
+   * @throws {SystemError} when it cannot be started
+   */
+  spawn(options: ChildOptions, started: (pid: number) => void): Promise<void> | void;
+  /** Reaps one child that has ended, where it is this process that reaps; the other tells by {@link Reaper.ended}. */
+  reap(): Reaped | undefined;
+  /** How long the news of an exit may be on its way when the process's pidfd has told already, in ms. */
+  readonly delayMs: number;
+}
+
 /** The status of a process that has ended in a way that nobody can tell. */
 const UNKNOWN_STATUS = 255;
 /** How often, and after how many ms, the kernel is asked for the status of a process that another is about to reap. */
@@ -36,6 +51,8 @@ const STATUS_DELAY_MS = 50;
 /** A process whose exit somebody waits for. */
 interface Watched {
   readonly handler: ExitHandler;
+  /** Told instead when nobody will learn of its end any more. */
+  readonly abandoned?: (error: Error) => void;
   /** Tells that it has ended, if no SIGCHLD does; ours to close. */
   readonly pidfd?: number;
 }
@@ -45,17 +62,19 @@ export interface ReaperOptions {
   readonly timer: Timer;
   readonly poller: Poller;
   readonly log: Logger;
+  readonly parent: Parent;
   /** Told that a child has been started that is waited for. */
   readonly onStart: () => void;
 }
 
-/** Reaps children. One for each process: children belong to the process. */
+/** Knows the children of a shim. One for each process that has children: they belong to the process. */
 export class Reaper {
   readonly #watched = new Map<number, Watched>();
   /** Exits of children that nobody had asked for when they were reaped, kept while someone may yet ask. */
   readonly #unclaimed = new Map<number, Exit>();
   readonly #options: ReaperOptions;
   #holds = 0;
+  #abandoned: Error | undefined;
 
   constructor(options: ReaperOptions) {
     this.#options = options;
@@ -67,11 +86,22 @@ export class Reaper {
    * @throws what a handler does, after every child has been reaped and every handler told
    */
   collect(): void {
+    const { parent } = this.#options;
+    const exits: Reaped[] = [];
+    for (let ended = parent.reap(); ended !== undefined; ended = parent.reap()) exits.push(ended);
+    this.ended(exits);
+  }
+
+  /**
+   * Tells of children that have ended and been reaped, in this order.
+   *
+   * @throws what a handler does, after every handler has been told
+   */
+  ended(exits: readonly Reaped[]): void {
     const at = new Date();
-    const exits: Exit[] = [];
-    for (let ended = reap(); ended !== undefined; ended = reap()) exits.push({ ...ended, at });
     const errors: unknown[] = [];
-    for (const exit of exits) {
+    for (const each of exits) {
+      const exit = { ...each, at };
       const watched = this.#watched.get(exit.pid);
       if (watched === undefined) {
         if (this.#holds > 0) this.#unclaimed.set(exit.pid, exit);
@@ -110,6 +140,7 @@ export class Reaper {
    * {@link UNKNOWN_STATUS}.
    */
   watch(pid: number, handler: ExitHandler): void {
+    if (this.#abandoned !== undefined) return;
     const exit = this.#unclaimed.get(pid);
     if (exit !== undefined) {
       this.#unclaimed.delete(pid);
@@ -121,8 +152,7 @@ export class Reaper {
     try {
       const pidfd = openPidfd(pid);
       if (pidfd === undefined) {
-        this.#options.log.warn("a process had been reaped by another before it was known", { pid });
-        this.#tell(watched, { pid, status: UNKNOWN_STATUS, at: new Date() });
+        this.#reaped(pid, watched);
         return;
       }
       watched = { handler, pidfd };
@@ -137,12 +167,23 @@ export class Reaper {
     }
   }
 
+  /** A process to be watched has ended and been reaped: by its parent, whose news are on their way, or by another. */
+  async #reaped(pid: number, watched: Watched): Promise<void> {
+    const { timer, parent, log } = this.#options;
+    if (parent.delayMs > 0) await sleep(timer, parent.delayMs);
+    if (this.#watched.get(pid) !== watched) return;
+    log.warn("a process had been reaped by another before it was known", { pid });
+    this.#tell(watched, { pid, status: UNKNOWN_STATUS, at: new Date() });
+  }
+
   /** A watched process has ended that is no child of ours, or that something else has reaped. */
   async #endedElsewhere(pid: number, watched: Watched): Promise<void> {
     const at = new Date();
     let status;
+    const { timer, parent } = this.#options;
+    if (parent.delayMs > 0) await sleep(timer, parent.delayMs);
     for (let tries = 0; status === undefined && tries < STATUS_TRIES; tries++) {
-      if (tries > 0) await sleep(this.#options.timer, STATUS_DELAY_MS);
+      if (tries > 0) await sleep(timer, STATUS_DELAY_MS);
       // Its parent may have ended too, and left it to us.
       if (this.#watched.get(pid) !== watched) return;
       status = exitStatusOf(watched.pidfd!);
@@ -151,13 +192,35 @@ export class Reaper {
     this.#tell(watched, { pid, status: status ?? UNKNOWN_STATUS, at });
   }
 
-  #tell({ handler, pidfd }: Watched, exit: Exit): void {
-    this.#watched.delete(exit.pid);
-    if (pidfd !== undefined) {
-      this.#options.poller.remove(pidfd);
-      close(pidfd);
-    }
-    handler(exit);
+  #tell(watched: Watched, exit: Exit): void {
+    this.#forget(exit.pid, watched);
+    watched.handler(exit);
+  }
+
+  #forget(pid: number, { pidfd }: Watched): void {
+    this.#watched.delete(pid);
+    if (pidfd === undefined) return;
+    this.#options.poller.remove(pidfd);
+    close(pidfd);
+  }
+
+  /**
+   * Starts a child, and has `handler` told when it has ended; gives its pid.
+   *
+   * @throws {SystemError} when it cannot be started
+   */
+  start(options: ChildOptions, handler: ExitHandler): Promise<number> {
+    return this.#start(options, { handler });
+  }
+
+  async #start(options: ChildOptions, watched: Watched): Promise<number> {
+    if (this.#abandoned !== undefined) throw this.#abandoned;
+    let started = 0;
+    await this.#options.parent.spawn(options, (pid) => {
+      this.#watched.set(started = pid, watched);
+    });
+    this.#options.onStart();
+    return started;
   }
 
   /**
@@ -165,14 +228,36 @@ export class Reaper {
    *
    * @throws {SystemError} when it cannot be started
    */
-  run(options: RunOptions): Promise<Exit> {
-    const { promise, resolve } = Promise.withResolvers<Exit>();
-    // Nothing is reaped between these two: reaping waits for its own turn.
-    const pid = spawn(options);
-    this.#watched.set(pid, { handler: resolve });
-    this.#options.onStart();
-    if (options.timeoutMs === undefined) return promise;
-    const timer = this.#options.timer(options.timeoutMs, () => kill(pid, Signal.SIGKILL));
-    return promise.finally(() => timer[Symbol.dispose]());
+  async run(options: RunOptions): Promise<Exit> {
+    const { promise, resolve, reject } = Promise.withResolvers<Exit>();
+    const pid = await this.#start(options, { handler: resolve, abandoned: reject });
+    if (options.timeoutMs === undefined) return await promise;
+    using _timer = this.#options.timer(options.timeoutMs, () => this.kill(pid, Signal.SIGKILL));
+    return await promise;
+  }
+
+  /**
+   * Sends a signal to a process that is watched, or that was started here; its pid is nobody else's as long as its end
+   * has not been told.
+   *
+   * @throws {SystemError} ESRCH when there is no such process
+   */
+  kill(pid: number, signal: number): void {
+    if (this.#abandoned !== undefined) throw new SystemError("kill of process", Errno.ESRCH, pid);
+    const pidfd = this.#watched.get(pid)?.pidfd;
+    if (pidfd === undefined) kill(pid, signal);
+    else sendSignal(pidfd, signal);
+  }
+
+  /**
+   * Knows of no child any more: their parent has ended. Whoever waits for one of {@link run} is told so, by an error, and
+   * whoever starts another.
+   */
+  abandon(error: Error): void {
+    this.#abandoned = error;
+    for (const [pid, watched] of [...this.#watched]) {
+      this.#forget(pid, watched);
+      watched.abandoned?.(error);
+    }
   }
 }

@@ -1,28 +1,22 @@
-/** The shim: puts the parts together and runs them. The only place that knows all of them. */
+/** The shim of one container: puts its parts together. Whose process it lives in, and with how many others, is not its to know. */
 
-import { sinceEntry } from "../ffi/clock.ts";
-import { O, open, write } from "../ffi/fd.ts";
+import { since } from "../ffi/clock.ts";
+import { Connection, Listener } from "../ffi/connection.ts";
+import { close, O, open, write } from "../ffi/fd.ts";
 import { ensureFifo, unreadBytes } from "../ffi/pipe.ts";
-import { Poller } from "../ffi/poll.ts";
-import { becomeSubreaper, closeOnExecFrom, restoreOpenFilesLimit } from "../ffi/process.ts";
 import { Signal, signalName } from "../ffi/signals.ts";
-import { Listener, ownCredentials } from "../ffi/socket.ts";
-import { after } from "../ffi/timer.ts";
-import { sleep, type Timer, within } from "./async.ts";
+import { ADDRESS_LIMIT, ownCredentials, peerCredentials } from "../ffi/socket.ts";
+import { within } from "./async.ts";
 import type { Options } from "./cli.ts";
+import type { Subjects } from "./dump.ts";
 import { messageOf } from "./errors.ts";
 import { EventQueue, type Publisher } from "./events/queue.ts";
-import { Housekeeping } from "./housekeeping.ts";
 import { type Logger, openLog } from "./log.ts";
-import { Reaper } from "./reaper.ts";
+import type { Place } from "./place.ts";
+import { type Parent, Reaper } from "./reaper.ts";
 import { LazyService } from "./service/lazy.ts";
-import { blockEverywhere, receive, receiveFromDeno } from "./signals.ts";
 import { Server } from "./ttrpc/server.ts";
 
-/** The descriptor that containerd passes the listening socket as. */
-const INHERITED_SOCKET = 3;
-/** What a Unix socket's address can be, in bytes: sun_path of unix(7), less what marks an abstract one and its end. */
-const ADDRESS_LIMIT = 106;
 /** Mode of the log FIFOs. */
 const LOG_MODE = 0o700;
 /** How long a reader of the log has to take a dump before it is also written to a file of the bundle, in ms. */
@@ -36,119 +30,228 @@ const ACCEPT_DELAY_MS = 100;
 /** How long the end waits for calls that are being answered, in ms. */
 const SHUTDOWN_TIMEOUT_MS = 10_000;
 
-/**
- * Runs the shim until it is told to end.
- *
- * @returns the exit code
- * @throws {Error} when it cannot start; the message says why
- */
-export async function run(options: Options): Promise<number> {
-  const cwd = Deno.cwd();
-  const started = Promise.withResolvers<void>();
-  const { log, logFifo } = openLogs(options, cwd, started.promise);
-  log.debug("log opened");
-  if (options.namespace === "") throw new Error("shim namespace cannot be empty");
-  surviveErrors(log);
-  becomeSubreaper();
-  restoreOpenFilesLimit();
-  const unblocked = await blockEverywhere();
-  log.debug("signals blocked");
-  const poller = await Poller.open((error) => log.error("a descriptor's handler failed", { error }));
-  log.debug("event loop joined");
-  const timer = (ms: number, callback: () => void) => after(poller, ms, callback);
-  const housekeeping = new Housekeeping({
-    timer,
-    giveBack: async () => (await import("../ffi/memory.ts")).giveBackMemory(),
-  });
-  const reaper = new Reaper({ timer, poller, log, onStart: () => housekeeping.noteWork() });
-  const ended = Promise.withResolvers<void>();
-  const onSignal = (signal: number) => {
+/** The process that containerd has started for the container, and what it was started with. */
+export interface Identity {
+  readonly options: Options;
+  readonly pid: number;
+  /** Its working directory, the bundle's. */
+  readonly cwd: string;
+  /** When it was started, in ns of CLOCK_MONOTONIC, where that is known. */
+  readonly entered: bigint | undefined;
+  /** Where temporary files go, unless it is where Deno puts them. */
+  readonly temporary?: string | undefined;
+  /** Starts and reaps the children. */
+  readonly parent: Parent;
+}
+
+/** The shim of one container. */
+export class Shim {
+  readonly log: Logger;
+  readonly reaper: Reaper;
+  readonly #place: Place;
+  readonly #identity: Identity;
+  readonly #logs: number[];
+  readonly #since = performance.now();
+  readonly #events: EventQueue;
+  readonly #service: LazyService;
+  readonly #server: Server;
+  readonly #started = Promise.withResolvers<void>();
+  readonly #ended = Promise.withResolvers<void>();
+  #listener: Listener | undefined;
+  #ending = false;
+  #abandoned = false;
+
+  /**
+   * Opens the log.
+   *
+   * @throws {Error} when it cannot, or what it was started with makes no shim
+   */
+  constructor(place: Place, identity: Identity) {
+    const { timer, poller } = place;
+    const { options, cwd } = identity;
+    this.#place = place;
+    this.#identity = identity;
+    this.#logs = openLogs(options.workdir || cwd);
+    this.log = this.#openLog();
+    this.log.debug("log opened");
+    if (options.namespace === "") {
+      this.#closeLogs();
+      throw new Error("shim namespace cannot be empty");
+    }
+    const { log } = this;
+    this.reaper = new Reaper({ timer, poller, log, parent: identity.parent, onStart: place.noteWork });
+    this.#events = new EventQueue(lazyPublisher(() => this.#loadPublisher()), timer, log);
+    this.#service = new LazyService({ pid: identity.pid, load: () => this.#loadService() });
+    this.#server = new Server(this.#service.services, {
+      onError: (error, call) => log.error("call failed", { method: call?.method, error }),
+      onAnswer: !options.debug ? undefined : ({ method, startedAt }) => {
+        log.debug("call answered", { method, us: Math.round((performance.now() - startedAt) * US_PER_MS) });
+        this.#started.resolve();
+      },
+    });
+  }
+
+  /** Settled when it has been told to end, and has: its container is gone, and all calls are answered. */
+  get ended(): Promise<void> {
+    return this.#ended.promise;
+  }
+
+  /**
+   * Serves the socket that the flags name, or the one that was inherited.
+   *
+   * @param inherited the shim's from then on, where it is used
+   * @throws {Error} when it cannot be served
+   */
+  serve(inherited: number): void {
+    const { socket, debug } = this.#identity.options;
+    const listener = socket === "" ? Listener.of(inherited) : listen(socket);
+    this.#listener = listener;
+    this.log.debug("serving api on unix socket", { socket: socket || "[inherited from parent]" });
+    const onError = (error: unknown) => {
+      this.log.error("accept failed", { error });
+      // Out of descriptors, say: the next attempt would fail as soon.
+      this.#place.timer(ACCEPT_DELAY_MS, () => listener.retry());
+    };
+    listener.accept(this.#place.poller, (fd) => this.#accepted(fd), onError);
+    if (debug) this.#place.timer(START_TIMEOUT_MS, this.#started.resolve);
+  }
+
+  /** Does what a signal to the container's process asks for; SIGCHLD is for whoever reaps its children. */
+  onSignal(signal: number): void {
     switch (signal) {
-      case Signal.SIGCHLD:
-        return reaper.collect();
       case Signal.SIGTERM:
       case Signal.SIGINT:
-        return ended.resolve();
+        this.#end();
+        return;
       case Signal.SIGUSR1:
-        return dump();
+        this.#dump();
+        return;
       case Signal.SIGPIPE:
         return;
       default:
-        return log.debug("signal ignored", { signal: signalName(signal) });
+        this.log.debug("signal ignored", { signal: signalName(signal) });
     }
-  };
-  if (unblocked.length === 0) {
-    receive(poller, onSignal);
-  } else {
-    receiveFromDeno(onSignal);
-    log.warn("signals come by Deno's listeners: some threads do not block them", { threads: unblocked });
   }
-  const events = new EventQueue(
-    lazyPublisher(async () => {
-      const { publisher } = await import("./events/publish.ts");
-      return publisher({
-        address: options.address,
-        binary: options["containerd-binary"],
-        run: (options) => reaper.run(options),
-      });
-    }),
-    timer,
-    log,
-  );
-  const service = new LazyService({
-    load: async () => {
-      const { ShimService } = await import("./service/shim.ts");
-      housekeeping.noteWork();
-      return new ShimService(
-        { poller, reaper, timer, log },
-        {
-          namespace: options.namespace,
-          cwd,
-          workdir: options.workdir || cwd,
-          runtimeRoot: options["runtime-root"],
-          criu: options.criu,
-          systemdCgroup: options["systemd-cgroup"],
-        },
-        events,
-      );
-    },
-  });
-  const server = new Server(service.services, {
-    onError: (error, call) => log.error("call failed", { method: call?.method, error }),
-    onAnswer: !options.debug ? undefined : ({ method, startedAt }) => {
-      log.debug("call answered", { method, us: Math.round((performance.now() - startedAt) * US_PER_MS) });
-      started.resolve();
-    },
-  });
-  const dump = async () => {
-    const { describe } = await import("./dump.ts");
-    const text = describe({ calls: server.inFlight, processes: service.processes, events, poller });
-    for (const line of text) log.info(line);
-    timer(DUMP_DELAY_MS, () => {
-      // What is still there has no reader: it would be lost with this process.
-      if (unreadBytes(logFifo) > 0) Deno.writeTextFileSync(`${cwd}/${DUMP_FILE}`, text.join("\n") + "\n");
-    });
-  };
-  const listener = listen(options.socket);
-  log.debug("serving api on unix socket", { socket: options.socket || "[inherited from parent]" });
-  accept(listener, server, events, timer, log);
-  if (options.debug) timer(START_TIMEOUT_MS, started.resolve);
 
-  await ended.promise;
-  listener.close();
-  // Its waiters are answered when the container has ended, below.
-  await within(
-    timer,
-    SHUTDOWN_TIMEOUT_MS,
-    server.shutdown({ doNotAwait: ({ method }) => method === "Wait" }),
-  );
-  try {
-    await service.end();
-  } catch (error) {
-    log.error("something is left of the container", { error });
+  /** What a dump tells of. */
+  get subjects(): Subjects {
+    return {
+      pid: this.#identity.pid,
+      calls: this.#server.inFlight,
+      processes: this.#service.processes,
+      events: this.#events,
+      since: this.#since,
+    };
   }
-  await server.close();
-  return 0;
+
+  /**
+   * Closes all that is open for the container, and does nothing more for it: its process has ended. The container lives on,
+   * and is containerd's to clean up.
+   */
+  abandon(): void {
+    if (this.#abandoned) return;
+    this.#abandoned = true;
+    this.#closeListener();
+    this.reaper.abandon(new Error("the container's shim has ended"));
+    this.#events.stop();
+    this.#service.abandon();
+    this.#server.abort();
+    this.#closeLogs();
+  }
+
+  #accepted(fd: number): void {
+    const { log } = this;
+    const own = ownCredentials();
+    const peer = peerCredentials(fd);
+    if (peer.uid !== own.uid || peer.gid !== own.gid) {
+      log.warn("connection refused: not this shim's user", { ...peer });
+      close(fd);
+      return;
+    }
+    log.debug("connection accepted", { peer: peer.pid });
+    this.#server.serveConnection(new Connection(this.#place.poller, fd));
+    // It may be a containerd that was away.
+    this.#events.retry();
+  }
+
+  async #end(): Promise<void> {
+    if (this.#ending) return;
+    this.#ending = true;
+    this.#closeListener();
+    // Its waiters are answered when the container has ended, below.
+    await within(
+      this.#place.timer,
+      SHUTDOWN_TIMEOUT_MS,
+      this.#server.shutdown({ doNotAwait: ({ method }) => method === "Wait" }),
+    );
+    try {
+      await this.#service.end();
+    } catch (error) {
+      this.log.error("something is left of the container", { error });
+    }
+    await this.#server.close();
+    this.#ended.resolve();
+  }
+
+  #closeListener(): void {
+    this.#listener?.close();
+    this.#listener = undefined;
+  }
+
+  async #loadPublisher(): Promise<Publisher> {
+    const { address, "containerd-binary": binary } = this.#identity.options;
+    const { publisher } = await import("./events/publish.ts");
+    return publisher({ address, binary, run: (options) => this.reaper.run(options) });
+  }
+
+  async #loadService() {
+    const { poller, timer, noteWork } = this.#place;
+    const { options, cwd, temporary } = this.#identity;
+    const { ShimService } = await import("./service/shim.ts");
+    noteWork();
+    return new ShimService(
+      { poller, timer, reaper: this.reaper, log: this.log, temporary: temporary ? { dir: temporary } : undefined },
+      {
+        namespace: options.namespace,
+        cwd,
+        workdir: options.workdir || cwd,
+        runtimeRoot: options["runtime-root"],
+        criu: options.criu,
+        systemdCgroup: options["systemd-cgroup"],
+      },
+      this.#events,
+    );
+  }
+
+  async #dump(): Promise<void> {
+    const { describe, describeProcess } = await import("./dump.ts");
+    const { cwd } = this.#identity;
+    const text = describe(this.subjects, this.#place.describe?.() ?? describeProcess(this.#place.poller));
+    for (const line of text) this.log.info(line);
+    this.#place.timer(DUMP_DELAY_MS, () => {
+      // What is still there has no reader: it would be lost with this process.
+      const [logFifo] = this.#logs;
+      if (logFifo === undefined || unreadBytes(logFifo) === 0) return;
+      Deno.writeTextFileSync(`${cwd}/${DUMP_FILE}`, text.join("\n") + "\n");
+    });
+  }
+
+  #openLog(): Logger {
+    const { options, cwd, pid, entered } = this.#identity;
+    const encoder = new TextEncoder();
+    return openLog({
+      // A FIFO that is full, because nobody reads it, refuses the line: it is lost, and nothing waits.
+      write: (line) => this.#logs.length > 0 && void write(this.#logs[0]!, encoder.encode(line)),
+      debug: options.debug,
+      fields: { pid, path: cwd, namespace: options.namespace },
+      sinceStart: options.debug && entered !== undefined ? since(entered) : undefined,
+      started: this.#started.promise,
+    });
+  }
+
+  #closeLogs(): void {
+    for (const fd of this.#logs.splice(0)) close(fd);
+  }
 }
 
 /** A way to containerd that is loaded when there is something to tell. */
@@ -161,18 +264,12 @@ function lazyPublisher(load: () => Promise<Publisher>): Publisher {
   };
 }
 
+/** @throws {Error} */
 function listen(socket: string): Listener {
-  if (socket === "") {
-    const listener = Listener.inherit(INHERITED_SOCKET);
-    // What else was inherited is not for this process's children.
-    closeOnExecFrom(INHERITED_SOCKET);
-    return listener;
-  }
   const path = socket.startsWith("unix://") ? socket.slice("unix://".length) : `\0${socket}`;
   if (new TextEncoder().encode(path).length > ADDRESS_LIMIT) {
     throw new Error(`${JSON.stringify(socket)}: unix socket path too long (> ${ADDRESS_LIMIT})`);
   }
-  closeOnExecFrom(INHERITED_SOCKET);
   try {
     return Listener.listen(path);
   } catch (cause) {
@@ -180,74 +277,23 @@ function listen(socket: string): Listener {
   }
 }
 
-async function accept(
-  listener: Listener,
-  server: Server,
-  events: EventQueue,
-  timer: Timer,
-  log: Logger,
-): Promise<void> {
-  const own = ownCredentials();
-  for (;;) {
-    let accepted;
-    try {
-      accepted = await listener.accept();
-    } catch (error) {
-      if (error instanceof Deno.errors.BadResource || error instanceof Deno.errors.Interrupted) return;
-      log.error("accept failed", { error });
-      // Out of descriptors, say: the next attempt would fail as soon.
-      await sleep(timer, ACCEPT_DELAY_MS);
-      continue;
-    }
-    const { conn, peer } = accepted;
-    if (peer.uid !== own.uid || peer.gid !== own.gid) {
-      log.warn("connection refused: not this shim's user", { ...peer });
-      conn.close();
-      continue;
-    }
-    log.debug("connection accepted", { peer: peer.pid });
-    server.serveConnection(conn);
-    // It may be a containerd that was away.
-    events.retry();
-  }
-}
-
-/** One request's or one descriptor's trouble does not end the shim: the container would be without its parent. */
-function surviveErrors(log: Logger): void {
-  addEventListener("unhandledrejection", (event) => {
-    event.preventDefault();
-    log.error("unhandled rejection", { error: messageOf(event.reason), stack: (event.reason as Error)?.stack });
-  });
-  addEventListener("error", (event) => {
-    event.preventDefault();
-    log.error("uncaught exception", { error: event.message, stack: (event.error as Error)?.stack });
-  });
-}
-
 /**
  * Opens the log FIFOs, both ends of each for life: a containerd that has gone means no EPIPE, and finds them again.
  *
+ * @returns their descriptors, of standard output first
  * @throws {SystemError}
  */
-function openLogs(
-  options: Options,
-  cwd: string,
-  started: Promise<void>,
-): { readonly log: Logger; readonly logFifo: number } {
-  const folder = options.workdir || cwd;
-  const [stdout] = ["stdout", "stderr"].map((name) => {
-    const path = `${folder}/shim.${name}.log`;
-    ensureFifo(path, LOG_MODE);
-    return open(path, O.RDWR | O.NONBLOCK);
-  });
-  const encoder = new TextEncoder();
-  const log = openLog({
-    // A FIFO that is full, because nobody reads it, refuses the line: it is lost, and nothing waits.
-    write: (line) => void write(stdout!, encoder.encode(line)),
-    debug: options.debug,
-    fields: { pid: Deno.pid, path: cwd, namespace: options.namespace },
-    sinceStart: options.debug ? sinceEntry() : undefined,
-    started,
-  });
-  return { log, logFifo: stdout! };
+function openLogs(folder: string): number[] {
+  const opened: number[] = [];
+  try {
+    for (const name of ["stdout", "stderr"]) {
+      const path = `${folder}/shim.${name}.log`;
+      ensureFifo(path, LOG_MODE);
+      opened.push(open(path, O.RDWR | O.NONBLOCK));
+    }
+    return opened;
+  } catch (error) {
+    opened.forEach(close);
+    throw error;
+  }
 }

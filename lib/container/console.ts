@@ -1,8 +1,9 @@
 /** The terminal of a process: the runtime makes it, and sends its master here. */
 
 import * as fds from "../../ffi/fd.ts";
-import { listenForDescriptors, receiveDescriptor } from "../../ffi/fd_passing.ts";
+import { receiveDescriptor } from "../../ffi/fd_passing.ts";
 import { setWindowSize } from "../../ffi/pty.ts";
+import { listenOn } from "../../ffi/socket.ts";
 import type { ProcessStdio } from "../runtime/runc.ts";
 import { Code, StatusError } from "../ttrpc/status.ts";
 import { isFifo, openFifoToRead, openOutput } from "./endpoint.ts";
@@ -32,7 +33,7 @@ export class ConsoleStdio implements ProcessStreams {
     this.#folder = folder;
     const consoleSocket = `${folder}/pty.sock`;
     this.stdio = { consoleSocket };
-    this.#socket = listenForDescriptors(consoleSocket);
+    this.#socket = listenOn(consoleSocket);
   }
 
   /**
@@ -46,7 +47,7 @@ export class ConsoleStdio implements ProcessStreams {
     if (config.stdin !== "" && !isFifo(config.stdin)) {
       throw new StatusError(Code.INVALID_ARGUMENT, `the input of a terminal is no FIFO: ${config.stdin}`);
     }
-    const folder = Deno.makeTempDirSync({ prefix: "pty" });
+    const folder = Deno.makeTempDirSync({ prefix: "pty", ...options.context.temporary });
     let stdio;
     try {
       stdio = new ConsoleStdio(config, options, folder);
@@ -100,6 +101,10 @@ export class ConsoleStdio implements ProcessStreams {
     this.#stdin = new Stream(this.#options.context.poller, fifo, fds.duplicate(master));
     // Held open here, so that a client that detaches does not end the input.
     if (!this.#stdinClosed) this.#stdinWriter = fds.open(this.#config.stdin, fds.O.WRONLY | fds.O.NONBLOCK);
+  }
+
+  flush(): void {
+    this.#stdout?.flush();
   }
 
   get drained(): Promise<void> {

@@ -11,4 +11,6 @@ export interface Context {
   readonly reaper: Reaper;
   readonly timer: Timer;
   readonly log: Logger;
+  /** Where temporary files go; where Deno puts them, unless given. */
+  readonly temporary?: { readonly dir: string } | undefined;
 }

@@ -1,6 +1,5 @@
 /** A process that was added to a container. */
 
-import { kill } from "../../ffi/process.ts";
 import { Errno, SystemError } from "../../ffi/libc.ts";
 import { Signal } from "../../ffi/signals.ts";
 import { Code, StatusError } from "../ttrpc/status.ts";
@@ -95,7 +94,7 @@ export class Exec extends Process {
   /** Ends a process that runs but is not to: it has no streams. */
   #killStarted(): void {
     try {
-      kill(readPidFile(this.#pidFile), Signal.SIGKILL);
+      this.context.reaper.kill(readPidFile(this.#pidFile), Signal.SIGKILL);
     } catch (error) {
       if (error instanceof Deno.errors.NotFound) return;
       this.context.log.error("a process that could not be given its streams is left", { id: this.id, error });
@@ -109,7 +108,7 @@ export class Exec extends Process {
         throw new StatusError(Code.FAILED_PRECONDITION, "process not created");
       }
       try {
-        kill(this.pid, signal);
+        this.context.reaper.kill(this.pid, signal);
       } catch (error) {
         if (error instanceof SystemError && error.errno === Errno.ESRCH) this.alreadyFinished();
         throw killError(error);

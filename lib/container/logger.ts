@@ -3,7 +3,6 @@
 import * as fds from "../../ffi/fd.ts";
 import { type Pipe, pipe } from "../../ffi/pipe.ts";
 import { Event } from "../../ffi/poll.ts";
-import { kill, spawn } from "../../ffi/process.ts";
 import { Signal } from "../../ffi/signals.ts";
 import { within } from "../async.ts";
 import { messageOf } from "../errors.ts";
@@ -20,25 +19,25 @@ const TERM_TIMEOUT_MS = 12_000;
 export class Logger {
   readonly #context: Context;
   readonly #program: string;
-  readonly #pid: number;
+  #pid = 0;
   readonly #exit = Promise.withResolvers<Exit>();
   #ended = false;
   #stopping = false;
   /** Write ends of the pipes that it reads; the caller's to take with {@link takeOutput}. */
   readonly #outputs: (number | undefined)[];
 
-  private constructor(context: Context, program: string, pid: number, outputs: number[]) {
+  private constructor(context: Context, program: string, outputs: number[]) {
     this.#context = context;
     this.#program = program;
-    this.#pid = pid;
     this.#outputs = outputs;
-    context.reaper.watch(pid, (exit) => {
-      this.#ended = true;
-      if (!this.#stopping && exit.status !== 0) {
-        context.log.warn("a logger has ended", { logger: program, pid, status: exit.status });
-      }
-      this.#exit.resolve(exit);
-    });
+  }
+
+  #onExit(exit: Exit): void {
+    this.#ended = true;
+    if (!this.#stopping && exit.status !== 0) {
+      this.#context.log.warn("a logger has ended", { logger: this.#program, pid: exit.pid, status: exit.status });
+    }
+    this.#exit.resolve(exit);
   }
 
   /**
@@ -60,21 +59,20 @@ export class Logger {
       throw error;
     }
     const [stdout, stderr, ready] = pipes as [Pipe, Pipe, Pipe];
-    let pid;
+    const logger = new Logger(context, program, [stdout.write, stderr.write]);
     try {
-      pid = spawn({
+      logger.#pid = await context.reaper.start({
         args: [program, ...args],
         cwd: bundle,
         descriptors: [null, null, null, stdout.read, stderr.read, ready.write],
         environment: [`CONTAINER_ID=${id}`, `CONTAINER_NAMESPACE=${namespace}`],
-      });
+      }, (exit) => logger.#onExit(exit));
     } catch (error) {
       [ready.read, stdout.write, stderr.write].forEach(fds.close);
       throw new Error(`failed to start logger ${uri}: ${messageOf(error)}`, { cause: error });
     } finally {
       [stdout.read, stderr.read, ready.write].forEach(fds.close);
     }
-    const logger = new Logger(context, program, pid, [stdout.write, stderr.write]);
     try {
       await logger.#ready(ready.read);
     } catch (error) {
@@ -126,11 +124,11 @@ export class Logger {
     this.#stopping = true;
     if (this.#ended) return;
     // It is our child and not reaped: its pid is no one else's.
-    kill(this.#pid, Signal.SIGTERM);
+    this.#context.reaper.kill(this.#pid, Signal.SIGTERM);
     await within(this.#context.timer, TERM_TIMEOUT_MS, this.ended);
     if (this.#ended) return;
     this.#context.log.warn("a logger that does not end is killed", { logger: this.#program, pid: this.#pid });
-    kill(this.#pid, Signal.SIGKILL);
+    this.#context.reaper.kill(this.#pid, Signal.SIGKILL);
     await this.ended;
   }
 }

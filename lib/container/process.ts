@@ -72,6 +72,12 @@ export abstract class Process {
   /** Records how it ended; once is enough. */
   setExited(exit: ProcessExit): void {
     if (this.#exit !== undefined) return;
+    // Who learns of the end may look at the output right away, and not wait for what is on its way.
+    try {
+      this.streams?.flush();
+    } catch (error) {
+      this.context.log.error("output could not be passed on", { id: this.id, error });
+    }
     this.#exit = exit;
     if (this.machine.canBecome("stopped")) this.machine.become("stopped");
     this.#exited.resolve(exit);
@@ -91,6 +97,12 @@ export abstract class Process {
   closeStdin(): void {
     this.#stdinClosed = true;
     this.streams?.closeStdin();
+  }
+
+  /** Closes its streams where they are; it is not watched any more. */
+  abandon(): void {
+    // What its loggers do is theirs: nobody waits.
+    this.streams?.close().catch(() => {});
   }
 
   /**

@@ -71,6 +71,10 @@ export class PipeStdio implements ProcessStreams {
     for (const fd of this.#childEnds.splice(0)) fds.close(fd);
   }
 
+  flush(): void {
+    for (const name of ["stdout", "stderr"]) this.#streams.get(name)?.flush();
+  }
+
   get drained(): Promise<void> {
     const outputs = ["stdout", "stderr"].map((name) => this.#streams.get(name)?.done);
     const loggers = [...this.#loggers.values()].map(({ ended }) => ended);

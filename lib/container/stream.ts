@@ -14,8 +14,8 @@ const PIECE = 1 << 20;
  */
 const TERMINAL_PIECE = 16_384;
 /** Moved in one turn before the other streams have theirs, in bytes and in calls. */
-const TURN_BYTES = 16 << 20;
-const TURN_CALLS = 64;
+const TURN_BYTES = 1 << 20;
+const TURN_CALLS = 16;
 /** Size of a new pipe, in bytes: pipe(7). */
 const PIPE_SIZE = 65_536;
 
@@ -82,9 +82,9 @@ export class Stream {
     if (toFile || fromTerminal) this.#isLarge = false;
     const wake = () => this.#wake();
     try {
-      poller.add(from, Event.IN, wake);
+      poller.addBulk(from, Event.IN, wake);
       // A file takes whatever comes, and epoll(7) takes no file.
-      if (!toFile) poller.add(to, Event.OUT, wake);
+      if (!toFile) poller.addBulk(to, Event.OUT, wake);
     } catch (error) {
       this.close();
       throw error;
@@ -99,6 +99,11 @@ export class Stream {
   /** How many bytes have been moved. */
   get bytes(): number {
     return this.#bytes;
+  }
+
+  /** Moves what is there now, for a turn, and not when the others have had theirs. */
+  flush(): void {
+    this.#pump();
   }
 
   /** Ends the stream where it is and closes its descriptors; nothing, when it is at its end. */

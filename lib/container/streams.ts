@@ -44,6 +44,8 @@ export interface ProcessStreams {
    * @throws {SystemError} when it cannot be opened
    */
   connectStdin(): void;
+  /** Passes on the output that is there now, as far as its readers take it. */
+  flush(): void;
   /** Settled when all output has been passed on and its readers have been told. */
   readonly drained: Promise<void>;
   /** Ends standard input: the process sees end of file once every other writer has gone too. */

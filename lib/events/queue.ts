@@ -80,6 +80,13 @@ export class EventQueue {
     return this.#sending ?? Promise.resolve();
   }
 
+  /** Sends nothing more: nobody is left to tell it. */
+  stop(): void {
+    this.#waiting.length = 0;
+    this.#wake?.();
+    this.#settle?.();
+  }
+
   /** Tries again now, and soon again: containerd has just been heard of, and may not serve events yet. */
   retry(): void {
     this.#delay = FIRST_DELAY_MS;
@@ -97,7 +104,8 @@ export class EventQueue {
         }
         await this.#publisher.publish(envelope);
         away = false;
-        this.#waiting.splice(this.#waiting.indexOf(envelope), 1);
+        const index = this.#waiting.indexOf(envelope);
+        if (index !== -1) this.#waiting.splice(index, 1);
         this.#delay = FIRST_DELAY_MS;
       } catch (error) {
         away = true;
@@ -110,7 +118,7 @@ export class EventQueue {
         });
         const delay = this.#delay;
         this.#delay = Math.min(delay * 2, LAST_DELAY_MS);
-        await this.#pause(delay, (end) => this.#wake = end);
+        if (this.#waiting.length > 0) await this.#pause(delay, (end) => this.#wake = end);
       }
     }
     this.#hurried = false;

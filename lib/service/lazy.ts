@@ -19,6 +19,8 @@ export interface Loaded {
   readonly methods: ReadonlyMap<string, Handler>;
   /** The container's processes, for whoever wants to look. */
   readonly processes: Process[];
+  /** Closes what is open for the container, which goes on by itself. */
+  abandon(): void;
   /**
    * Ends the container, whatever it is doing, and removes it.
    *
@@ -29,6 +31,8 @@ export interface Loaded {
 
 /** Options of {@link LazyService}. */
 export interface LazyServiceOptions {
+  /** The shim's pid, as containerd knows it. */
+  readonly pid: number;
   /** Loads the service; called once. */
   readonly load: () => Promise<Loaded>;
 }
@@ -60,6 +64,11 @@ export class LazyService {
     await (await this.#loading)?.end();
   }
 
+  /** Closes what is open for the container, which goes on by itself. */
+  abandon(): void {
+    this.#loaded?.abandon();
+  }
+
   #handler(method: string): Handler | undefined {
     if (method === "ShimInfo") return this.#shimInfo;
     if (this.#loaded !== undefined) return this.#loaded.methods.get(method);
@@ -75,6 +84,6 @@ export class LazyService {
   readonly #shimInfo: Handler = () => {
     // Who asks this goes on to call the rest, as a rule. The answer is written before any microtask runs.
     if (this.#loading === undefined) queueMicrotask(() => this.load());
-    return ShimInfoResponse.encode({ shimPid: Deno.pid }).finish();
+    return ShimInfoResponse.encode({ shimPid: this.#options.pid }).finish();
   };
 }

@@ -66,6 +66,10 @@ export class ShimService implements Loaded {
     return this.#container?.processes ?? [];
   }
 
+  abandon(): void {
+    for (const process of this.processes) process.abandon();
+  }
+
   async end(): Promise<void> {
     await this.#creating?.catch(() => {});
     const container = this.#container;

@@ -1,18 +1,30 @@
 /*
  * The code that the kernel enters before Deno: it blocks the signals the shim takes over, so that every thread is born with
- * them blocked, lays out the arguments and the environment that the runtime is to see, and then does what the kernel would
- * have done, had the executable still named its interpreter: load ld.so and jump to it.
+ * them blocked. Then it looks for a host, a process of the same executable that serves many containers (lib/host). If there
+ * is one, or one can be started, this process becomes that container's holder: it drops Deno's image, and is what containerd
+ * and the kernel know as the shim, the container's parent above all, while the host does the thinking. Otherwise, and in the
+ * host itself, it lays out the arguments and the environment that the runtime is to see, and does what the kernel would have
+ * done, had the executable still named its interpreter: load ld.so and jump to it.
  *
  * No libc, no heap, no relocation, no writable byte: linked by entry.ld into one flat blob, which pack.ts appends to a copy of
  * the executable. Layouts are from elf(5), getauxval(3) and the System V ABI, AMD64 supplement (3.4.1, Process Initialization).
  */
 #include <asm/errno.h>
+#include <asm/poll.h>
 #include <asm/resource.h>
 #include <asm/signal.h>
+#include <asm/socket.h>
+#include <asm/stat.h>
 #include <asm/unistd.h>
 #include <elf.h>
+#include <linux/close_range.h>
 #include <linux/fcntl.h>
 #include <linux/mman.h>
+#include <linux/net.h>
+#include <linux/prctl.h>
+#include <linux/sched.h>
+#include <linux/signalfd.h>
+#include <linux/stat.h>
 #include <linux/time.h>
 #include <linux/time_types.h>
 #include <stddef.h>
@@ -34,15 +46,16 @@ struct header {
   uint64_t strings;    /* offset of the first string from this header */
   uint64_t texts;      /* offset of the texts that the program is to find */
   uint64_t bias;       /* what packing has added to the virtual addresses in the program headers */
+  uint64_t build;      /* tells this build of the executable from others; 0: it has no hosts */
 };
 
 enum { ENTRY_OFFSET = 128 }; /* of _start from the header, also in entry.ld and pack.ts */
 
-_Static_assert(sizeof(struct header) == 64 && sizeof(struct header) <= ENTRY_OFFSET, "pack.ts writes this layout");
+_Static_assert(sizeof(struct header) == 72 && sizeof(struct header) <= ENTRY_OFFSET, "pack.ts writes this layout");
 
 /* weak: so the compiler cannot count on these values, which are written after it has run. */
 __attribute__((weak, visibility("hidden"), section(".header")))
-const struct header header = {.magic = "DENOENTR", .version = 2};
+const struct header header = {.magic = "DENOENTR", .version = 3};
 
 enum {
   EXIT_NOT_STARTED = 127, /* as a shell says of a command that it cannot run */
@@ -51,38 +64,49 @@ enum {
   PHDR_WORDS = sizeof(Elf64_Phdr) / sizeof(uintptr_t),
 };
 
-static long syscall6(long number, long a, long b, long c, long d, long e, long f) {
-  register long r10 __asm__("r10") = d;
-  register long r8 __asm__("r8") = e;
-  register long r9 __asm__("r9") = f;
-  long result;
-  __asm__ volatile("syscall"
-                   : "=a"(result)
-                   : "a"(number), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9)
-                   : "rcx", "r11", "memory");
-  return result;
-}
+/*
+ * System calls, each with as many arguments as it has: what is not set costs no code. Registers are those of syscall(2);
+ * the kernel changes rcx and r11. All arguments are evaluated before a register is set, for that may take a function call.
+ */
+#define SYSTEM_CALL(n, ...)                                                                                                \
+  long result;                                                                                                             \
+  __asm__ volatile("syscall" : "=a"(result) : "a"(n) __VA_ARGS__ : "rcx", "r11", "memory");                                \
+  result
+#define CALL0(n) ({ SYSTEM_CALL(n); })
+#define CALL1(n, a) ({ SYSTEM_CALL(n, ,"D"((long)(a))); })
+#define CALL2(n, a, b) ({ SYSTEM_CALL(n, ,"D"((long)(a)), "S"((long)(b))); })
+#define CALL3(n, a, b, c) ({ SYSTEM_CALL(n, ,"D"((long)(a)), "S"((long)(b)), "d"((long)(c))); })
+#define VALUES(a, b, c, d) const long rdi = (long)(a), rsi = (long)(b), rdx = (long)(c), fourth = (long)(d)
+#define CALL4(n, a, b, c, d)                                                                                               \
+  ({                                                                                                                       \
+    VALUES(a, b, c, d);                                                                                                    \
+    register long r10 __asm__("r10") = fourth;                                                                             \
+    SYSTEM_CALL(n, ,"D"(rdi), "S"(rsi), "d"(rdx), "r"(r10));                                                              \
+  })
+#define CALL5(n, a, b, c, d, e)                                                                                            \
+  ({                                                                                                                       \
+    VALUES(a, b, c, d);                                                                                                    \
+    const long fifth = (long)(e);                                                                                          \
+    register long r10 __asm__("r10") = fourth;                                                                             \
+    register long r8 __asm__("r8") = fifth;                                                                                \
+    SYSTEM_CALL(n, ,"D"(rdi), "S"(rsi), "d"(rdx), "r"(r10), "r"(r8));                                                     \
+  })
+#define CALL6(n, a, b, c, d, e, f)                                                                                         \
+  ({                                                                                                                       \
+    VALUES(a, b, c, d);                                                                                                    \
+    const long fifth = (long)(e), sixth = (long)(f);                                                                       \
+    register long r10 __asm__("r10") = fourth;                                                                             \
+    register long r8 __asm__("r8") = fifth;                                                                                \
+    register long r9 __asm__("r9") = sixth;                                                                                \
+    SYSTEM_CALL(n, ,"D"(rdi), "S"(rsi), "d"(rdx), "r"(r10), "r"(r8), "r"(r9));                                            \
+  })
+#define PICK(n, a, b, c, d, e, f, with, ...) with
+#define call(...) PICK(__VA_ARGS__, CALL6, CALL5, CALL4, CALL3, CALL2, CALL1, CALL0)(__VA_ARGS__)
 
 static void print(const char *text) {
   size_t length = 0;
   while (text[length]) length++;
-  syscall6(__NR_write, 2, (long)text, (long)length, 0, 0, 0);
-}
-
-/* One sentence on stderr: `cannot start: <what> <path> (errno <n>)`; error is what the system call returned. */
-__attribute__((noreturn)) static void fail(const char *what, const char *path, long error) {
-  char digits[8];
-  char *digit = digits + sizeof digits;
-  *--digit = 0;
-  for (unsigned long n = (unsigned long)-error & 0xffff; n || !*digit; n /= 10) *--digit = (char)('0' + n % 10);
-  print("cannot start: ");
-  print(what);
-  print(" ");
-  print(path);
-  print(" (errno ");
-  print(digit);
-  print(")\n");
-  for (;;) syscall6(__NR_exit_group, EXIT_NOT_STARTED, 0, 0, 0, 0, 0);
+  call(__NR_write, 2, text, length);
 }
 
 static int failed(long result) { return result < 0 && result > -PAGE; }
@@ -110,11 +134,12 @@ static const char *next_string(const char *text) {
  * blocked: a signalfd sees a signal of the process only if no thread can take it first (signalfd(2)), and Deno has threads
  * before its first line of JavaScript.
  */
-static void block_signals(void) {
+static uint64_t block_signals(void) {
   const uint64_t left_alone = BIT(SIGILL) | BIT(SIGTRAP) | BIT(SIGABRT) | BIT(SIGBUS) | BIT(SIGFPE) | BIT(SIGSEGV) |
                               BIT(SIGSYS) | BIT(SIGPROF) | BIT(SIGKILL) | BIT(SIGSTOP) | BIT(32) | BIT(33);
   const uint64_t set = ~left_alone;
-  syscall6(__NR_rt_sigprocmask, SIG_BLOCK, (long)&set, 0, sizeof set, 0, 0);
+  call(__NR_rt_sigprocmask, SIG_BLOCK, &set, 0, sizeof set);
+  return set;
 }
 
 /*
@@ -123,32 +148,455 @@ static void block_signals(void) {
  * its own to the hard limit before the program's first line, and every child would inherit that; the program puts it back
  * (ffi/process.ts). And where the texts are that it is to read (make.ts).
  */
-static const char ENTERED[] = "CONTAINERD_SHIM_ENTERED=";
-static const char LIMIT[] = "CONTAINERD_SHIM_NOFILE=";
-static const char TEXTS[] = "CONTAINERD_SHIM_TEXTS=";
+#define ENTERED "CONTAINERD_SHIM_ENTERED="
+#define LIMIT "CONTAINERD_SHIM_NOFILE="
+#define TEXTS "CONTAINERD_SHIM_TEXTS="
 enum { VARIABLES = 3, VARIABLE_SIZE = sizeof ENTERED + 20 }; /* the longest of them; 2^64 has 20 digits */
 
-static void describe(char *out, const char *name, uint64_t value) {
-  while (*name) *out++ = *name++;
+static char *append(char *out, const char *text) {
+  while (*text) *out++ = *text++;
+  *out = 0;
+  return out;
+}
+
+static char *append_number(char *out, uint64_t value) {
   char digits[20];
   size_t count = 0;
   do digits[count++] = (char)('0' + value % 10);
   while (value /= 10);
   while (count) *out++ = digits[--count];
   *out = 0;
+  return out;
 }
+
+/* One sentence on stderr: `cannot start: <what><path> (errno <n>)`; error is what the system call returned. */
+__attribute__((noreturn)) static void fail(const char *what, const char *path, long error) {
+  char digits[20];
+  append_number(digits, (uint64_t)-error);
+  print("cannot start: ");
+  print(what);
+  print(path);
+  print(" (errno ");
+  print(digits);
+  print(")\n");
+  for (;;) call(__NR_exit_group, EXIT_NOT_STARTED);
+}
+
+static void describe(char *out, const char *name, uint64_t value) { append_number(append(out, name), value); }
 
 static uint64_t now(void) {
   struct __kernel_timespec time = {0, 0};
-  syscall6(__NR_clock_gettime, CLOCK_MONOTONIC, (long)&time, 0, 0, 0, 0);
+  call(__NR_clock_gettime, CLOCK_MONOTONIC, &time);
   return (uint64_t)time.tv_sec * 1000000000 + (uint64_t)time.tv_nsec;
 }
 
 static uint64_t limit_of_open_files(void) {
   uint64_t limit[2] = {0, 0}; /* struct rlimit: soft, hard */
-  syscall6(__NR_prlimit64, 0, RLIMIT_NOFILE, 0, (long)limit, 0, 0);
+  call(__NR_prlimit64, 0, RLIMIT_NOFILE, 0, limit);
   return limit[0];
 }
+
+
+/* --- Holder and host ---------------------------------------------------------------------------------------------------- */
+
+/*
+ * The two speak over a Unix socket that keeps messages apart (SOCK_SEQPACKET, unix(7)). This is the one description of the
+ * messages; lib/host/protocol.ts reads and writes the same. Numbers are of this machine's byte order.
+ */
+enum { PROTOCOL = 1 };
+
+/* From the holder, each a struct told but the first, which is a struct join. */
+enum {
+  JOIN = 1,  /* with descriptor LISTENER */
+  GO,        /* the host may serve: this process does nothing else any more */
+  SIGNALLED, /* what: the signal */
+  EXITED,    /* what: the pid, detail: the status word of wait(2); reaped */
+  SPAWNED,   /* what: the pid, or 0 and detail: the error; the answer to SPAWN, before any EXITED of it */
+  KEPT,      /* what: the number of the first descriptor that came with KEEP */
+};
+
+/* From the host, each a struct order. */
+enum {
+  ACCEPTED = 1,
+  REFUSED, /* go alone */
+  FULL,    /* go to the next host */
+  END,     /* value: the exit status */
+  SPAWN,
+  KEEP,    /* the descriptors that came with it stay open in the holder */
+  DROP,    /* value: the number of one that is closed */
+};
+
+/*
+ * Followed by the working directory, and by the strings of the command line and of the environment as the kernel has laid
+ * them out.
+ */
+struct join {
+  uint32_t kind;
+  uint32_t protocol;
+  uint64_t build;
+  uint64_t entered; /* ns of CLOCK_MONOTONIC */
+  uint32_t group;   /* how many containers a host may have, this one among them */
+  uint32_t folder_size;
+  uint32_t arguments;
+  uint32_t environment;
+};
+
+struct told {
+  uint32_t kind;
+  int32_t what;
+  int32_t detail;
+};
+
+/*
+ * For SPAWN followed by strings: the working directory (none when empty), the programs to try in turn, the arguments, the
+ * environment. The descriptors that come with it are the child's, by their order.
+ */
+struct order {
+  uint32_t kind;
+  int32_t value;
+  uint32_t programs;
+  uint32_t arguments;
+  uint32_t environment; /* OWN_ENVIRONMENT: this process's own */
+  int32_t error; /* of the child that could not become the program: for the holder's own use */
+};
+
+#define OWN_ENVIRONMENT UINT32_MAX
+
+#define FOLDER "/run/containerd-shim"
+#define GROUP "CONTAINERD_SHIM_GROUP="
+
+enum {
+  LISTENER = 3, /* the descriptor that containerd passes */
+  DEFAULT_GROUP = 32,
+  HOSTS = 100,  /* of one kind, at most: named by numbers below that */
+  MAX_GIVEN = 6, /* descriptors that come with an order */
+  MAX_FOLDER = 4096,
+  HOST_GONE = 1, /* exit status */
+};
+
+static const uint64_t JOIN_TIMEOUT = 200000000, RETRY_DELAY = 1000000; /* ns */
+
+/* unix(7), socket(7), cmsg(3), flock(2), wait(2): what the kernel's headers for programs leave to the C library's. */
+enum { AF_UNIX = 1, SCM_RIGHTS = 1, MSG_PEEK = 2, MSG_TRUNC = 0x20, MSG_DONTWAIT = 0x40, WNOHANG = 1 };
+enum { SEQPACKET = 5, NONBLOCK = 04000, MSG_NOSIGNAL = 0x4000, MSG_CMSG_CLOEXEC = 0x40000000, BACKLOG = 4096 };
+
+struct address {
+  uint16_t family;
+  char path[108];
+};
+
+struct piece {
+  const void *base;
+  size_t length;
+};
+
+struct message {
+  void *name;
+  uint32_t name_length;
+  const struct piece *pieces;
+  size_t count;
+  void *control;
+  size_t control_length;
+  int flags;
+};
+
+struct rights {
+  size_t length;
+  int level;
+  int type;
+  int fds[MAX_GIVEN];
+};
+
+static const size_t RIGHTS_HEADER = offsetof(struct rights, fds);
+
+static void close_fd(long fd) { call(__NR_close, fd); }
+
+static void rest(uint64_t ns) {
+  const struct __kernel_timespec time = {0, (long)ns};
+  call(__NR_nanosleep, &time, 0);
+}
+
+static void tell(long host, uint32_t kind, int32_t what, int32_t detail) {
+  const struct told told = {kind, what, detail};
+  call(__NR_sendto, host, &told, sizeof told, MSG_NOSIGNAL, 0, 0);
+}
+
+/* FNV-1a, http://www.isthe.com/chongo/tech/comp/fnv */
+static uint64_t hashed(uint64_t hash, const void *bytes, size_t count) {
+  for (const uint8_t *byte = bytes; count--; byte++) hash = (hash ^ *byte) * 0x100000001b3;
+  return hash;
+}
+
+/* What a host has in common with its holders, as a number: the build, the user, and the namespaces (namespaces(7)). */
+static uint64_t kind_of_host(void) {
+  uint64_t hash = hashed(0xcbf29ce484222325, &header.build, sizeof header.build);
+  const uint32_t ids[2] = {(uint32_t)call(__NR_geteuid), (uint32_t)call(__NR_getegid)};
+  hash = hashed(hash, ids, sizeof ids);
+  const char *const names = "cgroup\0ipc\0mnt\0net\0pid\0time\0user\0uts\0";
+  for (const char *name = names; *name; name = next_string(name)) {
+    char path[32], target[32];
+    append(append(path, "/proc/self/ns/"), name);
+    const long length = call(__NR_readlink, path, target, sizeof target);
+    if (length > 0) hash = hashed(hash, target, (size_t)length); /* time: since Linux 5.6 */
+  }
+  return hash;
+}
+
+/* What this process was started with. */
+struct started {
+  const char *const *argv;
+  const char *const *envp;
+  size_t argc;
+  size_t envc;
+  uint64_t entered;
+};
+
+/*
+ * Starts a host: a child of nobody here, in a session of its own, with the socket as descriptor 3 and the lock, which is
+ * held as long as anyone has it open, as 4.
+ */
+static void start_host(const struct started *started, const char *path, long listener, long lock) {
+  const long child = call(__NR_clone, SIGCHLD, 0, 0, 0);
+  if (child > 0) call(__NR_wait4, child, 0, 0, 0);
+  if (child) return;
+  call(__NR_setsid);
+  if (!call(__NR_clone, SIGCHLD, 0, 0, 0)) {
+    /* LISTENER is open here, and the lock was opened before the socket: neither takes the other's place. */
+    call(__NR_dup2, listener, LISTENER);
+    call(__NR_dup2, lock, LISTENER + 1);
+    call(__NR_close_range, LISTENER + 2, UINT32_MAX, 0);
+    const long null = call(__NR_open, "/dev/null", O_RDWR);
+    for (int fd = 0; fd <= 2; fd++) call(__NR_dup2, null, fd);
+    call(__NR_chdir, "/");
+    const char *const argv[] = {"containerd-shim-host", "host", path, NULL};
+    call(__NR_execve, "/proc/self/exe", argv, started->envp);
+  }
+  call(__NR_exit_group, 0);
+}
+
+static int is_ours(long host) {
+  int32_t peer[3]; /* struct ucred */
+  uint32_t size = sizeof peer;
+  return call(__NR_getsockopt, host, SOL_SOCKET, SO_PEERCRED, peer, &size) == 0 &&
+         peer[1] == call(__NR_geteuid) && peer[2] == call(__NR_getegid);
+}
+
+/*
+ * Asks a host that is connected to take this container.
+ *
+ * Returns what it says; 0 when it does not say anything in time, -1 when it has gone.
+ */
+static int ask(long host, const struct started *started, uint32_t group) {
+  char folder[MAX_FOLDER];
+  const long folder_size = call(__NR_getcwd, folder, sizeof folder); /* with its NUL */
+  if (failed(folder_size) || *folder != '/') return REFUSED;
+  const char *const last = started->envc ? started->envp[started->envc - 1] : started->argv[started->argc - 1];
+  const struct join join = {JOIN, PROTOCOL, header.build, started->entered, group, (uint32_t)folder_size,
+                            (uint32_t)started->argc, (uint32_t)started->envc};
+  const struct piece pieces[] = {{&join, sizeof join},
+                                 {folder, (size_t)folder_size},
+                                 {*started->argv, (size_t)(next_string(last) - *started->argv)}};
+  struct rights rights = {RIGHTS_HEADER + sizeof(int), SOL_SOCKET, SCM_RIGHTS, {LISTENER}};
+  const struct message message = {NULL, 0, pieces, 3, &rights, RIGHTS_HEADER + 2 * sizeof(int), 0};
+  const long sent = call(__NR_sendmsg, host, &message, MSG_NOSIGNAL);
+  if (failed(sent)) return sent == -EMSGSIZE ? REFUSED : -1;
+  const int64_t left = (int64_t)(started->entered + JOIN_TIMEOUT - now());
+  struct pollfd poll = {(int)host, POLLIN, 0};
+  const struct __kernel_timespec time = {0, left > 0 ? left : 0};
+  if (call(__NR_ppoll, &poll, 1, &time, 0, 0) == 0) return 0;
+  struct order order;
+  const long length = call(__NR_recvfrom, host, &order, sizeof order, MSG_DONTWAIT, 0, 0);
+  return length == sizeof order ? (int)order.kind : -1;
+}
+
+/*
+ * Finds a host with room, or starts one, and gives the connection to it; -1 when this process is to be a shim by itself.
+ *
+ * Each host holds the lock of its number for its life: who gets the lock starts the host. The socket listens before the
+ * host runs, so whoever comes meanwhile waits in its queue. A lock that is held while nothing listens is of a host that is
+ * about to be started, or about to end.
+ */
+static long find_host(const struct started *started, uint32_t group) {
+  struct stat stat;
+  call(__NR_mkdir, FOLDER, 0700);
+  if (failed(call(__NR_lstat, FOLDER, &stat)) || !S_ISDIR(stat.st_mode) || stat.st_mode & 077 ||
+      stat.st_uid != (uint32_t)call(__NR_geteuid))
+    return -1;
+  struct address address = {AF_UNIX, {0}};
+  char path[sizeof address.path];
+  char *const number = append(append_number(append(append(path, FOLDER), "/"), kind_of_host()), "-");
+  for (uint32_t slot = 0; slot < HOSTS;) {
+    if (now() - started->entered > JOIN_TIMEOUT) return -1;
+    char *const end = append_number(number, slot);
+    append(address.path, path);
+    append(end, ".lock");
+    const long lock = call(__NR_open, path, O_RDWR | O_CREAT | O_NOFOLLOW, 0600);
+    *end = 0;
+    if (failed(lock)) return -1;
+    if (!call(__NR_flock, lock, LOCK_EX | LOCK_NB)) {
+      /* The host before this one may have taken the file away just now. */
+      const int is_there = !call(__NR_fstat, lock, &stat) && stat.st_nlink;
+      const long listener = call(__NR_socket, AF_UNIX, SEQPACKET | NONBLOCK, 0);
+      if (is_there) {
+        call(__NR_unlink, address.path);
+        if (!call(__NR_bind, listener, &address, sizeof address) && !call(__NR_listen, listener, BACKLOG))
+          start_host(started, address.path, listener, lock);
+      }
+      close_fd(listener);
+    } else {
+      uint32_t count = 0;
+      call(__NR_pread64, lock, &count, sizeof count, 0);
+      if (count >= group) {
+        close_fd(lock);
+        slot++;
+        continue;
+      }
+    }
+    close_fd(lock);
+    const long host = call(__NR_socket, AF_UNIX, SEQPACKET | NONBLOCK | O_CLOEXEC, 0);
+    if (host < LISTENER) return -1; /* without its standard descriptors this is nobody's shim */
+    if (!call(__NR_connect, host, &address, sizeof address)) {
+      const int answer = is_ours(host) ? ask(host, started, group) : REFUSED;
+      if (answer == ACCEPTED) return host;
+      if (answer == REFUSED || answer == 0) return -1; /* what is open is closed by being started anew */
+      if (answer == FULL) slot++;
+      close_fd(host);
+      if (answer == FULL) continue;
+    } else {
+      close_fd(host);
+    }
+    rest(RETRY_DELAY);
+  }
+  return -1;
+}
+
+/* In the child: becomes the program, or returns the error. */
+static long become(const struct order *order, const char *strings, const char **pointers, const int *given,
+                   size_t count, const char *const *own_environment) {
+  const uint64_t nothing[4] = {0}; /* sigset_t; struct sigaction */
+  for (long signal = 1; signal <= 64; signal++) call(__NR_rt_sigaction, signal, nothing, 0, sizeof(uint64_t));
+  call(__NR_rt_sigprocmask, SIG_SETMASK, nothing, 0, sizeof(uint64_t));
+
+  /* What has come is numbered higher than LISTENER, the host's socket and the signals: no child wants so many. */
+  call(__NR_close_range, LISTENER, UINT32_MAX, CLOSE_RANGE_CLOEXEC);
+  for (size_t i = 0; i < count; i++) call(__NR_dup2, given[i], i);
+
+  const char *string = strings;
+  if (*string) {
+    const long result = call(__NR_chdir, string);
+    if (failed(result)) return result;
+  }
+  string = next_string(string);
+  const char *const programs = string;
+  for (size_t i = 0; i < order->programs; i++) string = next_string(string);
+  const char **const argv = pointers;
+  for (size_t i = 0; i < order->arguments; i++, string = next_string(string)) *pointers++ = string;
+  *pointers++ = NULL;
+  const char *const *envp = own_environment;
+  if (order->environment != OWN_ENVIRONMENT) {
+    envp = pointers;
+    for (size_t i = 0; i < order->environment; i++, string = next_string(string)) *pointers++ = string;
+    *pointers = NULL;
+  }
+  /* As execvp(3) does: one that may not be run is told of only if no other can be. */
+  long error = -ENOENT;
+  string = programs;
+  for (size_t i = 0; i < order->programs; i++, string = next_string(string)) {
+    const long result = call(__NR_execve, string, argv, envp);
+    if (result == -ENOENT || result == -ENOTDIR) continue;
+    error = result;
+    if (result != -EACCES) break;
+  }
+  return error;
+}
+
+/* Starts a child, this process's as any that a shim starts: what it inherits it has from here. */
+static void spawn(long host, struct order *order, const char *strings, const char **pointers, const int *given,
+                  size_t count, const char *const *environment) {
+  const long child = call(__NR_clone, CLONE_VFORK | SIGCHLD, 0, 0, 0);
+  if (!child) {
+    order->error = (int32_t)become(order, strings, pointers, given, count, environment);
+    call(__NR_exit_group, EXIT_NOT_STARTED);
+  }
+  int32_t error = failed(child) ? (int32_t)child : order->error;
+  if (error && !failed(child)) call(__NR_wait4, child, 0, 0, 0);
+  tell(host, SPAWNED, error ? 0 : (int32_t)child, -error);
+}
+
+/* Takes one message of the host, of `length` bytes; its memory is given back, and is shared with the child it may be for. */
+static void obey(long host, size_t length, const char *const *environment) {
+  /* Behind it a NUL, and room for as many pointers as there can be strings. */
+  const size_t pointers = (length + sizeof(void *)) & -sizeof(void *);
+  const size_t size = pointers + (length + 3) * sizeof(void *);
+  char *const memory = (char *)call(__NR_mmap, 0, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  if (failed((long)memory)) call(__NR_exit_group, HOST_GONE);
+  const struct piece piece = {memory, length};
+  struct rights rights = {0};
+  const struct message message = {NULL, 0, &piece, 1, &rights, sizeof rights, 0};
+  const long received = call(__NR_recvmsg, host, &message, MSG_CMSG_CLOEXEC);
+  struct order *const order = (struct order *)memory;
+  const size_t count = rights.length ? (rights.length - RIGHTS_HEADER) / sizeof(int) : 0;
+  if (received < (long)sizeof *order) order->kind = 0;
+  if (order->kind == END) call(__NR_exit_group, order->value);
+  if (order->kind == DROP) close_fd(order->value);
+  if (order->kind == SPAWN)
+    spawn(host, order, memory + sizeof *order, (const char **)(memory + pointers), rights.fds, count, environment);
+  if (order->kind == KEEP) tell(host, KEPT, rights.fds[0], 0);
+  else
+    for (size_t i = 0; i < count; i++) close_fd(rights.fds[i]);
+  call(__NR_munmap, memory, size);
+}
+
+/*
+ * The life of a holder: it passes on signals, reaps its children, does what the host says, and ends when that has gone.
+ * From `image` to this code's own pages all is Deno's, and is not needed.
+ */
+__attribute__((noreturn)) static void hold(long host, const struct started *started, uintptr_t image, uint64_t signals) {
+  call(__NR_prctl, PR_SET_CHILD_SUBREAPER, 1, 0);
+  call(__NR_fcntl, host, F_SETFL, 0);
+  call(__NR_fcntl, LISTENER, F_SETFD, FD_CLOEXEC);
+  tell(host, GO, 0, 0);
+  call(__NR_munmap, image, (long)(page_down((uintptr_t)&header) - image));
+  const long signalled = call(__NR_signalfd4, -1, &signals, sizeof signals, O_NONBLOCK | O_CLOEXEC);
+  for (;;) {
+    struct signalfd_siginfo info;
+    while (call(__NR_read, signalled, &info, sizeof info) == sizeof info)
+      if (info.ssi_signo != SIGCHLD) tell(host, SIGNALLED, (int32_t)info.ssi_signo, 0);
+    int word;
+    for (long pid; (pid = call(__NR_wait4, -1, &word, WNOHANG, 0)) > 0;) tell(host, EXITED, (int32_t)pid, word);
+    const long length = call(__NR_recvfrom, host, 0, 0, MSG_PEEK | MSG_TRUNC | MSG_DONTWAIT, 0, 0);
+    if (length > 0) {
+      obey(host, (size_t)length, started->envp);
+      continue;
+    }
+    if (length != -EAGAIN) call(__NR_exit_group, HOST_GONE);
+    struct pollfd polled[2] = {{(int)host, POLLIN, 0}, {(int)signalled, POLLIN, 0}};
+    call(__NR_ppoll, polled, 2, 0, 0, 0);
+  }
+}
+
+/* How many containers a host may have, as the environment says it. */
+static uint32_t group_size(const struct started *started) {
+  uint32_t size = DEFAULT_GROUP;
+  for (size_t i = 0; i < started->envc; i++) {
+    if (!begins_with(started->envp[i], GROUP)) continue;
+    size = 0;
+    const char *digit = started->envp[i] + sizeof GROUP - 1;
+    while (*digit >= '0' && *digit <= '9' && size < 100000) size = size * 10 + (uint32_t)(*digit++ - '0');
+    if (*digit) size = DEFAULT_GROUP;
+  }
+  return size;
+}
+
+/* Whether this process is started as containerd starts a shim: with flags, and a socket that listens. */
+static int may_be_hosted(const struct started *started) {
+  int listens = 0;
+  uint32_t size = sizeof listens;
+  return header.build && started->argc > 1 && *started->argv[1] == '-' && started->argv[1][1] &&
+         !call(__NR_getsockopt, LISTENER, SOL_SOCKET, SO_ACCEPTCONN, &listens, &size) && listens;
+}
+
+/* --- What Deno is started from ------------------------------------------------------------------------------------------ */
 
 struct loaded {
   uintptr_t base;
@@ -159,15 +607,15 @@ struct loaded {
 static struct loaded load_interpreter(const char *path) {
   Elf64_Ehdr file;
   Elf64_Phdr segments[MAX_INTERPRETER_HEADERS];
-  const long fd = syscall6(__NR_open, (long)path, O_RDONLY | O_CLOEXEC, 0, 0, 0, 0);
-  if (failed(fd)) fail("cannot open the program interpreter", path, fd);
-  const long header_bytes = syscall6(__NR_pread64, fd, (long)&file, sizeof file, 0, 0, 0);
+  const long fd = call(__NR_open, path, O_RDONLY | O_CLOEXEC);
+  if (failed(fd)) fail("cannot open ", path, fd);
+  const long header_bytes = call(__NR_pread64, fd, &file, sizeof file, 0);
   if (header_bytes != sizeof file || !begins_with((const char *)file.e_ident, ELFMAG) || file.e_machine != EM_X86_64 ||
       file.e_type != ET_DYN || file.e_phentsize != sizeof *segments || file.e_phnum > MAX_INTERPRETER_HEADERS)
-    fail("not a program interpreter for x86-64:", path, -ENOEXEC);
+    fail("no program interpreter for x86-64: ", path, -ENOEXEC);
   const long table = file.e_phnum * sizeof *segments;
-  if (syscall6(__NR_pread64, fd, (long)segments, table, (long)file.e_phoff, 0, 0) != table)
-    fail("cannot read the program headers of", path, -ENOEXEC);
+  if (call(__NR_pread64, fd, segments, table, file.e_phoff) != table)
+    fail("no program interpreter for x86-64: ", path, -ENOEXEC);
 
   uintptr_t low = UINTPTR_MAX, high = 0;
   for (size_t i = 0; i < file.e_phnum; i++) {
@@ -176,10 +624,10 @@ static struct loaded load_interpreter(const char *path) {
     if (page_down(segments[i].p_vaddr) < low) low = page_down(segments[i].p_vaddr);
     if (end > high) high = end;
   }
-  if (low >= high) fail("nothing to load in", path, -ENOEXEC);
+  if (low >= high) fail("no program interpreter for x86-64: ", path, -ENOEXEC);
   /* One reservation for all segments: what lies between them stays unusable, and nothing else can come between. */
-  const long reserved = syscall6(__NR_mmap, 0, (long)(high - low), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (failed(reserved)) fail("cannot reserve memory for", path, reserved);
+  const long reserved = call(__NR_mmap, 0, (long)(high - low), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (failed(reserved)) fail("cannot map ", path, reserved);
   const uintptr_t base = (uintptr_t)reserved - low;
 
   for (size_t i = 0; i < file.e_phnum; i++) {
@@ -192,21 +640,19 @@ static struct loaded load_interpreter(const char *path) {
     const uintptr_t file_pages_end = page_up(file_end);
     const uintptr_t memory_end = page_up(base + segment->p_vaddr + segment->p_memsz);
     if (segment->p_filesz) {
-      const long mapped = syscall6(__NR_mmap, (long)start, (long)(file_end - start), protection, MAP_PRIVATE | MAP_FIXED, fd,
-                                   (long)page_down(segment->p_offset));
-      if (failed(mapped)) fail("cannot map a segment of", path, mapped);
+      const long mapped = call(__NR_mmap, start, (long)(file_end - start), protection, MAP_PRIVATE | MAP_FIXED, fd, page_down(segment->p_offset));
+      if (failed(mapped)) fail("cannot map ", path, mapped);
     }
     if (segment->p_memsz == segment->p_filesz) continue;
     /* .bss: the rest of the last page of the file is zeroed, the pages after it are anonymous. */
     if (segment->p_flags & PF_W)
       for (char *byte = (char *)file_end; byte < (char *)file_pages_end; byte++) *byte = 0;
     if (memory_end > file_pages_end) {
-      const long mapped = syscall6(__NR_mmap, (long)file_pages_end, (long)(memory_end - file_pages_end), protection,
-                                   MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS, -1, 0);
-      if (failed(mapped)) fail("cannot map memory for", path, mapped);
+      const long mapped = call(__NR_mmap, file_pages_end, (long)(memory_end - file_pages_end), protection, MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS, -1, 0);
+      if (failed(mapped)) fail("cannot map ", path, mapped);
     }
   }
-  syscall6(__NR_close, fd, 0, 0, 0, 0, 0);
+  call(__NR_close, fd);
   return (struct loaded){base, base + file.e_entry};
 }
 
@@ -218,7 +664,7 @@ static struct loaded load_interpreter(const char *path) {
  */
 __attribute__((noreturn, used)) static void enter(const uintptr_t *stack) {
   const uint64_t entered = now();
-  block_signals();
+  const uint64_t signals = block_signals();
 
   const size_t argc = stack[0]; /* may be 0 before Linux 5.18: execve(2) */
   const uintptr_t *argv = stack + 1;
@@ -235,6 +681,20 @@ __attribute__((noreturn, used)) static void enter(const uintptr_t *stack) {
     if (auxv[aux_words] == AT_NULL) break;
   }
   aux_words += 2;
+  const uintptr_t base = (uintptr_t)&header - header.address;
+
+  const struct started started = {(const char *const *)argv, (const char *const *)envp, argc, envc, entered};
+  if (may_be_hosted(&started)) {
+    const uint32_t group = group_size(&started);
+    const long host = group > 1 ? find_host(&started, group) : -1;
+    uintptr_t image = (uintptr_t)&header;
+    for (size_t i = 0; i < phnum; i++) {
+      const uintptr_t start = page_down(base + phdrs[i].p_vaddr - header.bias);
+      if (phdrs[i].p_type == PT_LOAD && start < image) image = start;
+    }
+    if (host >= 0) hold(host, &started, image, signals);
+  }
+  if (argc > 1 && begins_with(started.argv[1], "host")) call(__NR_prctl, PR_SET_NAME, "shim-host", 0);
 
   const size_t words = 1 + header.arguments + argc + 1 + header.added + VARIABLES + envc + 1 + aux_words + phnum * PHDR_WORDS;
   char variables[VARIABLES][VARIABLE_SIZE];
@@ -243,7 +703,6 @@ __attribute__((noreturn, used)) static void enter(const uintptr_t *stack) {
   describe(variables[2], TEXTS, (uintptr_t)&header + header.texts);
   uintptr_t *const frame = __builtin_alloca_with_align(words * sizeof *frame, 128); /* 16 bytes, as the ABI has it */
   Elf64_Phdr *const copies = (Elf64_Phdr *)(frame + words - phnum * PHDR_WORDS);
-  const uintptr_t base = (uintptr_t)&header - header.address;
 
   /*
    * The packed file says PT_NULL where PT_INTERP was, or the kernel would have entered ld.so and not us; ld.so wants it back,
@@ -261,7 +720,7 @@ __attribute__((noreturn, used)) static void enter(const uintptr_t *stack) {
       interpreter = (const char *)(base + copies[i].p_vaddr);
     }
   }
-  if (!interpreter) fail("the executable names no program interpreter", "", -ENOEXEC);
+  if (!interpreter) fail("no program interpreter", "", -ENOEXEC);
   const struct loaded loaded = load_interpreter(interpreter);
 
   uintptr_t *out = frame + 1;

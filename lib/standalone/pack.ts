@@ -69,7 +69,7 @@ const PAGE = 4096n;
 
 // `struct header` of entry.c, and ENTRY_OFFSET.
 const MAGIC = "DENOENTR";
-const VERSION = 2;
+const VERSION = 3;
 const ENTRY_OFFSET = 128;
 const OFFSET_OF = {
   version: 8,
@@ -81,6 +81,7 @@ const OFFSET_OF = {
   strings: 40,
   texts: 48,
   bias: 56,
+  build: 64,
 } as const;
 
 /**
@@ -110,6 +111,7 @@ export async function pack(options: PackOptions): Promise<void> {
     dropped: DROPPED,
     added: ADDED,
     texts,
+    build: await buildOf([await Deno.readFile(deno), code, new TextEncoder().encode([program, ...texts].join("\0"))]),
   });
 
   const temporary = `${out}.${crypto.randomUUID()}.tmp`;
@@ -188,6 +190,7 @@ interface HeaderValues {
   readonly dropped: readonly string[];
   readonly added: readonly string[];
   readonly texts: readonly string[];
+  readonly build: bigint;
 }
 
 /** The blob: the code, its header filled in, and the strings and texts behind it. */
@@ -215,7 +218,15 @@ function fillIn(code: Uint8Array, values: HeaderValues): Uint8Array {
   view.setBigUint64(OFFSET_OF.strings, BigInt(code.length), true);
   view.setBigUint64(OFFSET_OF.texts, BigInt(code.length + behind.length), true);
   view.setBigUint64(OFFSET_OF.bias, LOAD_ADDRESS, true);
+  view.setBigUint64(OFFSET_OF.build, values.build, true);
   return blob;
+}
+
+/** Tells a build from others: a number that what is in it gives. */
+async function buildOf(parts: readonly Uint8Array<ArrayBuffer>[]): Promise<bigint> {
+  const digests = await Promise.all(parts.map((each) => crypto.subtle.digest("SHA-256", each)));
+  const all = new Uint8Array(digests.flatMap((each) => [...new Uint8Array(each)]));
+  return new DataView(await crypto.subtle.digest("SHA-256", all)).getBigUint64(0, true);
 }
 
 function checkEntry(path: string, code: Uint8Array<ArrayBuffer>): void {

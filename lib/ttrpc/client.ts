@@ -2,6 +2,7 @@
 import { ttrpc } from "../api/ttrpc.js";
 import { type Deadline, Deadlines } from "./deadline.ts";
 import {
+  type Conn,
   type FrameSink,
   FrameWriter,
   isDisconnect,
@@ -34,7 +35,7 @@ interface PendingCall {
 
 /** Calls methods of a server over one connection; any number at a time. */
 export class Client implements Disposable {
-  readonly #conn: Deno.Conn;
+  readonly #conn: Conn;
   readonly #writer: FrameWriter;
   readonly #calls = new Map<number, PendingCall>();
   readonly #deadlines = new Deadlines();
@@ -46,7 +47,7 @@ export class Client implements Disposable {
   readonly closed: Promise<void> = this.#closed.promise;
 
   /** @param conn belongs to the client from now on, which closes it when the peer does */
-  constructor(conn: Deno.Conn) {
+  constructor(conn: Conn) {
     this.#conn = conn;
     this.#writer = new FrameWriter(conn, (error) => this.#onBroken(error));
     this.#read();

@@ -31,6 +31,9 @@ const WRITE_BUFFER_SIZE = 4 * 1024;
 
 const EMPTY = new Uint8Array(0);
 
+/** What frames travel on: a connection of Deno's, or one that is like it. */
+export type Conn = Pick<Deno.Conn, "read" | "write" | "close">;
+
 /** Where {@linkcode readFrames} puts what it reads. */
 export interface FrameSink {
   /** Whether reading is over: nothing more is read or handed on once this is true. */
@@ -54,7 +57,7 @@ export interface FrameSink {
  * @throws what `conn.read` throws
  */
 export async function readFrames(
-  conn: Deno.Conn,
+  conn: Conn,
   wanted: MessageType,
   sink: FrameSink,
 ): Promise<void> {
@@ -136,7 +139,7 @@ export async function readFrames(
  * ones gather. The connection stays the caller's to close.
  */
 export class FrameWriter {
-  readonly #conn: Deno.Conn;
+  readonly #conn: Conn;
   readonly #onError: (error: unknown) => void;
   // Queued bytes are #out[0, #queued); #sending counts those a write in progress has yet to bring out.
   #out: Uint8Array = EMPTY;
@@ -149,7 +152,7 @@ export class FrameWriter {
   #waiting: { limit: number; resolve: () => void }[] = [];
 
   /** @param onError told once when a write fails; what was queued is gone, and so is all that is appended later */
-  constructor(conn: Deno.Conn, onError: (error: unknown) => void) {
+  constructor(conn: Conn, onError: (error: unknown) => void) {
     this.#conn = conn;
     this.#onError = onError;
   }
@@ -305,7 +308,7 @@ export class FrameWriter {
  * To be asked after end of file, when reading cannot tell the two apart: on a Unix socket a write of no bytes fails with
  * EPIPE in the first case and does nothing in the second.
  */
-export async function isPeerGone(conn: Deno.Conn): Promise<boolean> {
+export async function isPeerGone(conn: Conn): Promise<boolean> {
   try {
     await conn.write(EMPTY);
     return false;

@@ -2,6 +2,7 @@
 import { ttrpc } from "../api/ttrpc.js";
 import { type Deadline, Deadlines } from "./deadline.ts";
 import {
+  type Conn,
   type FrameSink,
   FrameWriter,
   isDisconnect,
@@ -101,7 +102,7 @@ export class Server {
    * It is closed when the peer has closed it, when the peer has shut down its writing side and all its requests are
    * answered, when reading or writing fails, and by {@linkcode close}. After {@linkcode shutdown} it is closed at once.
    */
-  async serveConnection(conn: Deno.Conn): Promise<void> {
+  async serveConnection(conn: Conn): Promise<void> {
     if (this.#stopping) {
       conn.close();
       return;
@@ -134,6 +135,12 @@ export class Server {
     this.#stopping = true;
     for (const connection of this.#connections) connection.stopReading();
     await this.#flush();
+    for (const connection of this.#connections) connection.end();
+  }
+
+  /** Closes all connections where they are, and aborts what is in flight. */
+  abort(): void {
+    this.#stopping = true;
     for (const connection of this.#connections) connection.end();
   }
 
@@ -193,7 +200,7 @@ class ServerCall implements Call {
 }
 
 class Connection implements FrameSink {
-  readonly #conn: Deno.Conn;
+  readonly #conn: Conn;
   readonly #shared: Shared;
   readonly #writer: FrameWriter;
   readonly #over = Promise.withResolvers<void>();
@@ -206,7 +213,7 @@ class Connection implements FrameSink {
   #ended = false;
   stopped = false;
 
-  constructor(conn: Deno.Conn, shared: Shared) {
+  constructor(conn: Conn, shared: Shared) {
     this.#conn = conn;
     this.#shared = shared;
     this.#writer = new FrameWriter(conn, (error) => this.#fail(error));

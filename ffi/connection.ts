@@ -1,0 +1,228 @@
+/**
+ * Unix sockets that a {@link Poller} waits for: the listening one, and its connections, whose descriptors and peers are known.
+ *
+ * Deno's own would not say whom they are connected to, nor take a socket that was inherited, without another being exchanged
+ * under its number; and in a process with many of them, finding each costs more than all that is done with it.
+ */
+
+import * as fds from "./fd.ts";
+import { Errno, errno, libc, SystemError } from "./libc.ts";
+import { Event, type Poller } from "./poll.ts";
+import { accept, isListening, listenOn } from "./socket.ts";
+
+const c = libc({
+  recv: [["i32", "buffer", "usize", "i32"], "isize"],
+  send: [["i32", "buffer", "usize", "i32"], "isize"],
+});
+
+/** send(2): EPIPE is enough, the signal would be everybody's. */
+const MSG_NOSIGNAL = 0x4000;
+/** Connections accepted in one turn. */
+const TURN = 16;
+
+/** A listening socket. */
+export class Listener {
+  readonly #fd: number;
+  readonly #path: string | undefined;
+
+  private constructor(fd: number, path?: string) {
+    this.#fd = fd;
+    this.#path = path;
+  }
+
+  /**
+   * Listens on a path, or on an abstract address (one that begins with NUL).
+   *
+   * @throws {SystemError} EADDRINUSE
+   */
+  static listen(path: string): Listener {
+    return new Listener(listenOn(path), path.startsWith("\0") ? undefined : path);
+  }
+
+  /**
+   * A listening Unix socket that somebody else has made, which is the listener's from then on.
+   *
+   * @throws {Error} when `fd` is none
+   */
+  static of(fd: number): Listener {
+    if (!isListening(fd)) {
+      throw new Error(`descriptor ${fd} is not a listening Unix socket: inherit one, or name one with -socket`);
+    }
+    fds.setNonblocking(fd);
+    fds.setCloexec(fd);
+    return new Listener(fd);
+  }
+
+  #poller: Poller | undefined;
+
+  /**
+   * Has each connection handed over, which is the handler's to close, until {@link close}.
+   *
+   * @param onError told why a connection could not be accepted; it is the handler's to {@link retry}
+   * @throws {SystemError}
+   */
+  accept(poller: Poller, onConnection: (fd: number) => void, onError: (error: unknown) => void): void {
+    this.#poller = poller;
+    poller.add(this.#fd, Event.IN, () => {
+      try {
+        for (let i = 0; i < TURN; i++) {
+          const fd = accept(this.#fd);
+          if (fd === undefined) return;
+          onConnection(fd);
+          // By what it has brought.
+          if (this.#poller === undefined) return;
+        }
+        this.retry();
+      } catch (error) {
+        onError(error);
+      }
+    });
+  }
+
+  /** Looks again who waits. */
+  retry(): void {
+    this.#poller?.again(this.#fd);
+  }
+
+  /** Stops listening; a socket that {@link listen} has made in the file system is removed. */
+  close(): void {
+    this.#poller?.remove(this.#fd);
+    this.#poller = undefined;
+    fds.close(this.#fd);
+    if (this.#path === undefined) return;
+    try {
+      Deno.removeSync(this.#path);
+    } catch {
+      // Somebody else has.
+    }
+  }
+}
+
+/** A read that waits, or a write. */
+interface Waiting<T> {
+  readonly buffer: Uint8Array<ArrayBuffer>;
+  readonly resolve: (result: T) => void;
+  readonly reject: (error: Error) => void;
+}
+
+/** A connected stream socket, read and written as Deno's are. One read and one write at a time. */
+export class Connection {
+  readonly #fd: number;
+  readonly #poller: Poller;
+  #open = true;
+  /** Whether there may be something to read: nothing has said otherwise since the last event. */
+  #readable = true;
+  /** Whether the peer sends nothing more: there is no further event to wait for. */
+  #hungUp = false;
+  #reading: Waiting<number | null> | undefined;
+  #writing: Waiting<number> | undefined;
+
+  /**
+   * @param fd nonblocking; the connection's from then on
+   * @throws {SystemError} when it cannot be watched; it is closed then
+   */
+  constructor(poller: Poller, fd: number) {
+    this.#fd = fd;
+    this.#poller = poller;
+    try {
+      poller.add(fd, Event.IN | Event.OUT | Event.RDHUP, (events) => this.#wake(events));
+    } catch (error) {
+      fds.close(fd);
+      throw error;
+    }
+  }
+
+  /**
+   * Reads what is there, or comes next.
+   *
+   * @returns how many bytes; null at the end
+   * @throws {Deno.errors.ConnectionReset | Deno.errors.Interrupted | SystemError} Interrupted when it has been closed here
+   */
+  read(buffer: Uint8Array): Promise<number | null> {
+    return new Promise((resolve, reject) => {
+      this.#reading = { buffer: buffer as Uint8Array<ArrayBuffer>, resolve, reject };
+      if (!this.#open) this.#interrupt();
+      else if (this.#readable) this.#read();
+    });
+  }
+
+  /**
+   * Writes as much as there is room for, waiting for some.
+   *
+   * @returns how many bytes
+   * @throws {Deno.errors.BrokenPipe | Deno.errors.ConnectionReset | Deno.errors.Interrupted | SystemError}
+   */
+  write(buffer: Uint8Array): Promise<number> {
+    return new Promise((resolve, reject) => {
+      this.#writing = { buffer: buffer as Uint8Array<ArrayBuffer>, resolve, reject };
+      if (!this.#open) this.#interrupt();
+      else this.#write();
+    });
+  }
+
+  /** Closes it; what waits is interrupted. */
+  close(): void {
+    if (!this.#open) return;
+    this.#open = false;
+    this.#poller.remove(this.#fd);
+    fds.close(this.#fd);
+    this.#interrupt();
+  }
+
+  #interrupt(): void {
+    const error = new Deno.errors.Interrupted("the connection has been closed");
+    this.#reading?.reject(error);
+    this.#writing?.reject(error);
+    this.#reading = this.#writing = undefined;
+  }
+
+  #wake(events: number): void {
+    if (events & ~Event.OUT) {
+      this.#readable = true;
+      if (events & ~(Event.IN | Event.OUT)) this.#hungUp = true;
+      if (this.#reading) this.#read();
+    }
+    if (this.#writing && events & ~Event.IN) this.#write();
+  }
+
+  #read(): void {
+    const { buffer, resolve, reject } = this.#reading!;
+    const count = Number(c().recv(this.#fd, buffer, BigInt(buffer.length), 0));
+    if (count < 0) {
+      const error = errno();
+      if (error === Errno.EAGAIN) {
+        this.#readable = false;
+        return;
+      }
+      if (error === Errno.EINTR) return this.#read();
+      this.#reading = undefined;
+      return reject(failure("recv from", error, this.#fd));
+    }
+    this.#reading = undefined;
+    // Of less than was asked for, that was all: the next is an event.
+    if (count < buffer.length && !this.#hungUp) this.#readable = false;
+    resolve(count === 0 ? null : count);
+  }
+
+  #write(): void {
+    const { buffer, resolve, reject } = this.#writing!;
+    const count = Number(c().send(this.#fd, buffer, BigInt(buffer.length), MSG_NOSIGNAL));
+    if (count < 0) {
+      const error = errno();
+      if (error === Errno.EAGAIN) return;
+      if (error === Errno.EINTR) return this.#write();
+      this.#writing = undefined;
+      return reject(failure("send to", error, this.#fd));
+    }
+    this.#writing = undefined;
+    resolve(count);
+  }
+}
+
+/** The error as Deno's sockets have it, where they have one of its own. */
+function failure(call: string, error: number, fd: number): Error {
+  const failed = new SystemError(`${call} descriptor`, error, fd);
+  if (error === Errno.EPIPE) return new Deno.errors.BrokenPipe(failed.message, { cause: failed });
+  if (error === Errno.ECONNRESET) return new Deno.errors.ConnectionReset(failed.message, { cause: failed });
+  return failed;
+}

@@ -1,0 +1,42 @@
+/** A process that is the shim of one container, and the parent of its children. */
+
+import { entryTime } from "../ffi/clock.ts";
+import { becomeSubreaper, closeOnExecFrom, reap, restoreOpenFilesLimit, spawn } from "../ffi/process.ts";
+import { Signal } from "../ffi/signals.ts";
+import type { Options } from "./cli.ts";
+import { openPlace } from "./place.ts";
+import type { Parent } from "./reaper.ts";
+import { Shim } from "./shim.ts";
+import { blockEverywhere, receive, receiveFromDeno } from "./signals.ts";
+
+/** The descriptor that containerd passes the listening socket as. */
+const INHERITED_SOCKET = 3;
+
+/** This process. */
+const self: Parent = { spawn: (options, started) => started(spawn(options)), reap, delayMs: 0 };
+
+/**
+ * Runs the shim until it is told to end.
+ *
+ * @returns the exit code
+ * @throws {Error} when it cannot start; the message says why
+ */
+export async function run(options: Options): Promise<number> {
+  becomeSubreaper();
+  restoreOpenFilesLimit();
+  const unblocked = await blockEverywhere();
+  const place = await openPlace((message, fields) => shim.log.error(message, fields));
+  const shim = new Shim(place, { options, pid: Deno.pid, cwd: Deno.cwd(), entered: entryTime(), parent: self });
+  const onSignal = (signal: number) => signal === Signal.SIGCHLD ? shim.reaper.collect() : shim.onSignal(signal);
+  if (unblocked.length === 0) {
+    receive(place.poller, onSignal);
+  } else {
+    receiveFromDeno(onSignal);
+    shim.log.warn("signals come by Deno's listeners: some threads do not block them", { threads: unblocked });
+  }
+  // What was inherited is not for this process's children.
+  closeOnExecFrom(INHERITED_SOCKET);
+  shim.serve(INHERITED_SOCKET);
+  await shim.ended;
+  return 0;
+}

@@ -1,0 +1,217 @@
+/**
+ * A host: one process that is the shim of many containers. Each has its holder, which containerd knows and whose death is
+ * that of its shim alone; what a host shares among them is the program, its memory and its thread.
+ *
+ * The first process that finds no host starts one (lib/standalone/entry.c), with the socket, which listens already, and the
+ * lock, which this process holds as long as it lives.
+ */
+
+import * as fds from "../../ffi/fd.ts";
+import { Event } from "../../ffi/poll.ts";
+import { Signal } from "../../ffi/signals.ts";
+import { accept, isListening, ownCredentials, peerCredentials } from "../../ffi/socket.ts";
+import { parse } from "../cli.ts";
+import { openPlace, type Place } from "../place.ts";
+import { Shim } from "../shim.ts";
+import { blockEverywhere, receive } from "../signals.ts";
+import { standing } from "./fit.ts";
+import { exitOf, Holder, type HolderOptions } from "./holder.ts";
+import { type FromHolder, type Join, MAX_MESSAGE } from "./protocol.ts";
+
+/** What a host is started with: lib/standalone/entry.c. */
+const SOCKET = 3;
+const LOCK = 4;
+/** How long a host without a container waits for the next one, in ms. */
+const LINGER_MS = 30_000;
+/** How many descriptors a container may need, with some execs, and this process besides. */
+const DESCRIPTORS_EACH = 64;
+const DESCRIPTORS_OWN = 64;
+
+/** A container here. */
+interface Member {
+  readonly holder: Holder;
+  /** The one that containerd's calls come by, until it is served. */
+  readonly listener: number;
+  readonly shim: Shim;
+}
+
+/**
+ * Serves containers until there has been none for a while.
+ *
+ * @param args the path of the socket
+ * @returns the exit code
+ * @throws {Error} when it was not started by an entry of ours
+ */
+export async function run([path]: readonly string[]): Promise<number> {
+  if (path === undefined || !isListening(SOCKET)) throw new Error("a host is started by a shim that has found none");
+  for (const fd of [SOCKET, LOCK]) fds.setCloexec(fd);
+  const unblocked = await blockEverywhere();
+  if (unblocked.length > 0) throw new Error("a host needs an entry that has blocked its signals");
+  const place = await openPlace((message, fields) => host.tellAll(message, fields));
+  const host = new Host(place, path);
+  await host.ended;
+  return 0;
+}
+
+class Host {
+  readonly #place: Place;
+  readonly #path: string;
+  readonly #members = new Set<Member>();
+  readonly #options: HolderOptions;
+  readonly #standing = standing("self");
+  readonly #ended = Promise.withResolvers<void>();
+  readonly #room = roomForContainers();
+  /** The build of this executable, which the first to come has started. */
+  #build: bigint | undefined;
+  #linger: Disposable | undefined;
+  /** Whether it has been told to end, once its containers have. */
+  #leaving = false;
+
+  constructor(place: Place, path: string) {
+    this.#place = { ...place, describe: () => [`in the host ${Deno.pid} (${path}) of ${this.#members.size}`] };
+    this.#path = path;
+    const { poller } = place;
+    this.#options = { poller, devNull: fds.open("/dev/null", fds.O.RDWR), buffer: new Uint8Array(MAX_MESSAGE) };
+    receive(poller, (signal) => this.#onSignal(signal));
+    poller.add(SOCKET, Event.IN, () => this.#accept());
+    this.#wait();
+  }
+
+  /** Settled when it has no more containers, and will have none. */
+  get ended(): Promise<void> {
+    return this.#ended.promise;
+  }
+
+  /** Has every container's log say something that is nobody's in particular. */
+  tellAll(message: string, fields: Readonly<Record<string, unknown>>): void {
+    for (const { shim } of this.#members) shim.log.error(message, fields);
+  }
+
+  #accept(): void {
+    for (let socket = accept(SOCKET); socket !== undefined; socket = accept(SOCKET)) this.#greet(socket);
+  }
+
+  /** Listens to a process that wants to become a holder here. */
+  #greet(socket: number): void {
+    const { pid, uid, gid } = peerCredentials(socket);
+    const own = ownCredentials();
+    if (uid !== own.uid || gid !== own.gid) return fds.close(socket);
+    let member: Member | undefined;
+    const holder: Holder = new Holder(socket, this.#options, (message, descriptors) => {
+      if (message === undefined) return this.#gone(member);
+      if (member !== undefined) return this.#told(member, message);
+      if (message.kind === "join" && descriptors.length === 1) {
+        member = this.#join(holder, pid, message, descriptors[0]!);
+        if (member !== undefined) return;
+      }
+      descriptors.forEach(fds.close);
+    });
+  }
+
+  /** @returns undefined when it does not become one; the descriptor is still the caller's then */
+  #join(holder: Holder, pid: number, join: Join, listener: number): Member | undefined {
+    const refuse = (how: "refused" | "full") => void holder.tell(how);
+    this.#build ??= join.build;
+    if (this.#leaving || this.#members.size >= Math.min(join.group, this.#room)) return refuse("full");
+    if (join.build !== this.#build || standing(pid) !== this.#standing || !isListening(listener)) {
+      return refuse("refused");
+    }
+    const variable = (name: string) =>
+      join.environment.find((each) => each.startsWith(`${name}=`))?.slice(name.length + 1);
+    let shim: Shim;
+    try {
+      const options = parse(join.args);
+      // Help, and a socket that is not inherited, are for a process by itself.
+      if (options === undefined || options.socket !== "") return refuse("refused");
+      const { cwd, entered } = join;
+      shim = new Shim(this.#place, { options, pid, cwd, entered, temporary: variable("TMPDIR"), parent: holder });
+    } catch {
+      // It finds that out once more, by itself, and says it on its own standard error.
+      return refuse("refused");
+    }
+    holder.path = variable("PATH") ?? holder.path;
+    const member: Member = { holder, listener, shim };
+    this.#members.add(member);
+    this.#linger?.[Symbol.dispose]();
+    this.#linger = undefined;
+    this.#noteSize();
+    holder.tell("accepted");
+    shim.ended.then(() => holder.tell("end", 0));
+    return member;
+  }
+
+  #told({ shim, holder, listener }: Member, message: FromHolder): void {
+    switch (message.kind) {
+      case "go":
+        return shim.serve(listener);
+      case "signalled":
+        return shim.onSignal(message.signal);
+      case "exited":
+        return shim.reaper.ended([exitOf(message)]);
+      default:
+        throw new Error(`holder ${holder} has said ${message.kind}`);
+    }
+  }
+
+  /** A holder has ended, or was not to be one. */
+  #gone(member: Member | undefined): void {
+    if (member === undefined) return;
+    member.shim.abandon();
+    this.#members.delete(member);
+    this.#noteSize();
+    this.#place.noteWork();
+    if (this.#members.size > 0) return;
+    if (this.#leaving) this.#end();
+    else this.#wait();
+  }
+
+  /** Tells those who look for a host how many containers there are, so that they need not ask one that is full. */
+  #noteSize(): void {
+    fds.writeAt(LOCK, new Uint8Array(new Uint32Array([this.#members.size]).buffer), 0);
+  }
+
+  #wait(): void {
+    this.#linger = this.#place.timer(LINGER_MS, () => this.#end());
+  }
+
+  #end(): void {
+    // Who comes now finds nothing, and tries again until this process has ended, and its lock with it.
+    remove(this.#path);
+    remove(`${this.#path}.lock`);
+    remove(`${this.#path}.dump`);
+    this.#ended.resolve();
+  }
+
+  #onSignal(signal: number): void {
+    switch (signal) {
+      case Signal.SIGTERM:
+      case Signal.SIGINT:
+        this.#leaving = true;
+        if (this.#members.size === 0) this.#end();
+        return;
+      case Signal.SIGUSR1:
+        this.#dump();
+    }
+  }
+
+  async #dump(): Promise<void> {
+    const { describe, describeProcess } = await import("../dump.ts");
+    const lines = [...this.#members].flatMap(({ shim }) => describe(shim.subjects, []));
+    const text = [...lines, ...describeProcess(this.#place.poller)].join("\n") + "\n";
+    Deno.writeTextFileSync(`${this.#path}.dump`, text, { mode: 0o600 });
+  }
+}
+
+function remove(path: string): void {
+  try {
+    Deno.removeSync(path);
+  } catch {
+    // There is none.
+  }
+}
+
+/** How many containers there are descriptors for: Deno has raised the soft limit to the hard one. */
+function roomForContainers(): number {
+  const limit = /^Max open files\s+(\d+)/m.exec(Deno.readTextFileSync("/proc/self/limits"))?.[1];
+  return limit === undefined ? Infinity : Math.floor((Number(limit) - DESCRIPTORS_OWN) / DESCRIPTORS_EACH);
+}

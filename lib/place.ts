@@ -1,0 +1,43 @@
+/** The process that shims live in: what they share, be it one or many. */
+
+import { Poller } from "../ffi/poll.ts";
+import { after } from "../ffi/timer.ts";
+import type { Timer } from "./async.ts";
+import { messageOf } from "./errors.ts";
+import { Housekeeping } from "./housekeeping.ts";
+import type { Fields } from "./logrus.ts";
+
+/** What shims share. */
+export interface Place {
+  readonly poller: Poller;
+  readonly timer: Timer;
+  /** To be told of work that leaves memory behind. */
+  readonly noteWork: () => void;
+  /** What there is to say of the process in a dump of one shim; what can be seen of it, unless given. */
+  readonly describe?: () => string[];
+}
+
+/**
+ * Makes this process one that shims can live in: one request's trouble, or one descriptor's, does not end it, for containers
+ * would be without their parent.
+ *
+ * @param tell told of trouble that nobody else has dealt with
+ * @throws {Error} when Deno's event loop does not take ours
+ */
+export async function openPlace(tell: (message: string, fields: Fields) => void): Promise<Place> {
+  addEventListener("unhandledrejection", (event) => {
+    event.preventDefault();
+    tell("unhandled rejection", { error: messageOf(event.reason), stack: (event.reason as Error)?.stack });
+  });
+  addEventListener("error", (event) => {
+    event.preventDefault();
+    tell("uncaught exception", { error: event.message, stack: (event.error as Error)?.stack });
+  });
+  const poller = await Poller.open((error) => tell("a descriptor's handler failed", { error }));
+  const timer: Timer = (ms, callback) => after(poller, ms, callback);
+  const housekeeping = new Housekeeping({
+    timer,
+    giveBack: async () => (await import("../ffi/memory.ts")).giveBackMemory(),
+  });
+  return { poller, timer, noteWork: () => housekeeping.noteWork() };
+}
