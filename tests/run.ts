@@ -3,13 +3,19 @@
  *
  *     deno run -A tests/run.ts [FILE | FOLDER | PATTERN]...
  *
- * A file or folder narrows down what is run, a pattern is looked for in the names of tests. Everything that a test starts is a
+ * A file or folder narrows down what is run, a pattern is looked for in the names of tests. The end-to-end tests run once in
+ * each way that a shim of ours can live, or in the one that WAY names. Everything that a test starts is a
  * descendant of this process, because this is a subreaper; so what is still alive in the end can be found and ended.
  */
 
 import * as process from "../ffi/process.ts";
-import { argumentsOf, descendants, isAlive, mountsBelow } from "./e2e/proc.ts";
+import type { Way } from "./e2e/env.ts";
+import { argumentsOf, descendants, isAlive, isHost, mountsBelow } from "./e2e/proc.ts";
 import { cgroupsOf, hierarchies, names, paths, removeNamespace, RUNC_ROOT, runName } from "./e2e/leftovers.ts";
+
+/** All of the ways in which our shim lives: see e2e/env.ts. */
+const WAYS: readonly Way[] = ["alone", "hosted", "mixed"];
+const IS_OURS = !Deno.env.get("SHIM");
 
 const folder = Deno.makeTempDirSync({ prefix: "shim-" });
 const prefix = runName(folder);
@@ -28,6 +34,21 @@ function run(args: readonly string[], environment?: readonly string[]): { pid: n
   const { promise, resolve } = Promise.withResolvers<number>();
   awaited.set(pid, resolve);
   return { pid, status: promise };
+}
+
+/** How long a host may take that is told to end and has no containers, in ms. */
+const HOST_END_MS = 5000;
+
+/** Has the hosts end that wait for further containers, and says which have not. */
+async function endHosts(): Promise<string[]> {
+  const hosts = descendants(Deno.pid).filter(({ pid }) => isHost(pid)).map(({ pid }) => pid);
+  for (const pid of hosts) Deno.kill(pid, "SIGTERM");
+  const deadline = performance.now() + HOST_END_MS;
+  while (hosts.some(isAlive) && performance.now() < deadline) {
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    reapAll();
+  }
+  return hosts.filter(isAlive).map((pid) => `host ${pid} with containers`);
 }
 
 /** Ends everything below this process, and says what there was. */
@@ -109,34 +130,52 @@ Deno.addSignalListener("SIGCHLD", reapAll);
 const here = decodeURIComponent(new URL(".", import.meta.url).pathname);
 const files = Deno.args.filter(isThere);
 const filter = Deno.args.filter((each) => !isThere(each));
-const tests = run(
-  [
-    Deno.execPath(),
-    "test",
-    "-A",
-    `--junit-path=${report}`,
-    ...filter.length > 0 ? [`--filter=/${filter.join("|")}/`] : [],
-    ...files.length > 0 ? files : [`${here}unit`, `${here}e2e`],
-  ],
-  Object.entries({ ...Deno.env.toObject(), E2E_DIR: folder, E2E_ROOT_PID: `${Deno.pid}` }).map(([k, v]) => `${k}=${v}`),
-);
 
+/** Runs tests in one way of {@link Way}, or in none, and gives their status. */
+async function test(way: Way | undefined, paths: readonly string[]): Promise<void> {
+  if (interrupted) return;
+  console.log(`\n=== ${way ?? "unit"} ===`);
+  const environment = { ...Deno.env.toObject(), E2E_DIR: folder, E2E_ROOT_PID: `${Deno.pid}` };
+  const tests = run(
+    [
+      Deno.execPath(),
+      "test",
+      "-A",
+      `--junit-path=${report}`,
+      ...filter.length > 0 ? [`--filter=/${filter.join("|")}/`] : [],
+      ...paths,
+    ],
+    Object.entries({ ...environment, ...way ? { WAY: way } : {} }).map(([k, v]) => `${k}=${v}`),
+  );
+  running = tests.pid;
+  const status = await tests.status;
+  const result = counts();
+  total.passed += result?.passed ?? 0;
+  total.skipped += result?.skipped ?? 0;
+  total.failed += result?.failed || (status === 0 ? 0 : 1);
+}
+
+const total = { passed: 0, failed: 0, skipped: 0 };
+let running: number | undefined;
 let interrupted = false;
 for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) {
   Deno.addSignalListener(signal, () => {
     interrupted = true;
-    Deno.kill(tests.pid, "SIGKILL");
+    if (running !== undefined) Deno.kill(running, "SIGKILL");
   });
 }
-const status = await tests.status;
-const left = await endDescendants();
-const result = counts();
-left.push(...await removeRest());
 
-let failed = result?.failed ?? 0;
+if (files.length === 0) await test(undefined, [`${here}unit`]);
+const named = Deno.env.get("WAY") as Way | undefined;
+for (const way of named ? [named] : IS_OURS ? WAYS : ["alone" as const]) {
+  await test(way, files.length > 0 ? files : [`${here}e2e`]);
+}
+const left = await endHosts();
+left.push(...await endDescendants());
+left.push(...await removeRest());
 if (left.length > 0) console.error(`\nThe tests have left this, which is removed now:\n${left.join("\n")}`);
 if (interrupted) console.error("\nInterrupted.");
-if (failed === 0 && (left.length > 0 || interrupted || status !== 0)) failed = 1;
-const skipped = result?.skipped ? `, ${result.skipped} skipped` : "";
-console.log(`\n${result?.passed ?? 0} passed, ${failed} failed${skipped}`);
+const failed = total.failed || (left.length > 0 || interrupted ? 1 : 0);
+const skipped = total.skipped > 0 ? `, ${total.skipped} skipped` : "";
+console.log(`\n${total.passed} passed, ${failed} failed${skipped}`);
 Deno.exit(failed === 0 ? 0 : 1);

@@ -7,7 +7,7 @@ import { criuTest } from "./criu.ts";
 import { CONTAINERD } from "./env.ts";
 import { Reader, Writer } from "./fifo.ts";
 import { withContainerd } from "./harness.ts";
-import { argumentsOf, descriptorsOf } from "./proc.ts";
+import { argumentsOf, filesOf } from "./proc.ts";
 import { makeImage } from "./rootfs.ts";
 import { until } from "./until.ts";
 
@@ -46,7 +46,7 @@ function restoreCounter(criu: string, toldOf?: string): Promise<void> {
     const pid = await containerd.running(second);
     const shim = containerd.shimOf(second);
     assertEquals(argumentsOf(shim).includes("-criu-path"), toldOf !== undefined);
-    const files = [...descriptorsOf(shim).values()];
+    const files = filesOf(shim);
     const [stdin, stdout] = ["stdin", "stdout"].map((name) =>
       files.find((path) => path.endsWith(`/${second}-${name}`))
     );

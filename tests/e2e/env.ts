@@ -46,6 +46,18 @@ const requested = Deno.env.get("SHIM") || OUR_EXECUTABLE;
 /** Whether the shim under test is this project's. */
 export const IS_OURS = requested === DENO_RUN || requested === OUR_EXECUTABLE;
 
+/** How our executable lives: each by itself, in a host, or some so and some so. */
+export type Way = "alone" | "hosted" | "mixed";
+
+/** The way of this run; a host is what it looks for unless told otherwise. */
+export const WAY = (Deno.env.get("WAY") ?? "hosted") as Way;
+
+/** In containerd's environment, the size of a shim's group: lib/standalone/entry.c. */
+export const GROUP_VARIABLE = "CONTAINERD_SHIM_GROUP";
+
+if (WAY === "alone") Deno.env.set(GROUP_VARIABLE, "1");
+else Deno.env.delete(GROUP_VARIABLE);
+
 /** Where all files of this run are: the folder that tests/run.ts has made, or one that goes when this program ends. */
 const runFolder = Deno.env.get("E2E_DIR") ?? makeRunFolder();
 
@@ -64,20 +76,33 @@ const RUN_NAME = runName(runFolder);
 /** Our bundle under a plain `deno run`, which is how a product of `deno compile` behaves. */
 const denoRun: Form = { name: "deno run", path: `${runFolder}/deno-run` };
 
-/** The shim that most tests use. */
-export const SHIM: Form = requested === DENO_RUN ? denoRun : { name: requested.replace(/.*\//, ""), path: requested };
+/** Every other one of our executable is by itself: by its pid. */
+const mixed: Form = { name: "containerd-shim", path: `${runFolder}/mixed` };
 
-/** All forms of the shim, for what depends on how it was started. */
-export const FORMS: readonly Form[] = IS_OURS && SHIM !== denoRun ? [SHIM, denoRun] : [SHIM];
+/** The shim that most tests use. */
+export const SHIM: Form = requested === DENO_RUN
+  ? denoRun
+  : IS_OURS && WAY === "mixed"
+  ? mixed
+  : { name: requested.replace(/.*\//, ""), path: requested };
+
+/** All forms of the shim, for what depends on how it was started. Under `deno run` it is always by itself. */
+export const FORMS: readonly Form[] = IS_OURS && SHIM !== denoRun && WAY === "alone" ? [SHIM, denoRun] : [SHIM];
 
 if (FORMS.includes(denoRun)) {
   const options = `-A --quiet --no-config --no-lock --cached-only ${V8_FLAGS}`;
-  const script = `#!/bin/sh\nexec '${Deno.execPath()}' run ${options} '${OUR_BUNDLE}' "$@"\n`;
+  writeScript(denoRun.path, `exec '${Deno.execPath()}' run ${options} '${OUR_BUNDLE}' "$@"`);
+}
+if (FORMS.includes(mixed)) {
+  writeScript(mixed.path, `[ $(($$ % 2)) = 0 ] && export ${GROUP_VARIABLE}=1\nexec '${OUR_EXECUTABLE}' "$@"`);
+}
+
+function writeScript(path: string, text: string): void {
   // Each test file is a program of its own that may get here while another starts the script.
   const temporary = Deno.makeTempFileSync({ dir: runFolder });
-  Deno.writeTextFileSync(temporary, script);
+  Deno.writeTextFileSync(temporary, `#!/bin/sh\n${text}\n`);
   Deno.chmodSync(temporary, 0o755);
-  Deno.renameSync(temporary, denoRun.path);
+  Deno.renameSync(temporary, path);
 }
 
 let folders = 0;

@@ -60,6 +60,11 @@ export function argumentsOf(pid: number): string[] {
   return readText(`/proc/${pid}/cmdline`)?.split("\0").slice(0, -1) ?? [];
 }
 
+/** Whether a process is a host of ours, which outlives its containers for a while. */
+export function isHost(pid: number): boolean {
+  return argumentsOf(pid)[0] === "containerd-shim-host";
+}
+
 /** A field of a status file in hex, such as SigBlk. */
 function signalField(status: string, field: string): bigint {
   const value = new RegExp(`^${field}:\\s*([0-9a-f]+)$`, "m").exec(status)?.[1];
@@ -138,6 +143,17 @@ export function descriptorsOf(pid: number): Map<number, string> {
     }
   }
   return found;
+}
+
+/** Whether a shim is a holder: what it maps of its executable is the entry alone. */
+export function isHolder(shim: number): boolean {
+  return Deno.readTextFileSync(`/proc/${shim}/maps`).match(/containerd-shim$/gm)?.length === 1;
+}
+
+/** What all the descriptors are that may be a shim's: its own, and those of the hosts that there are. */
+export function filesOf(shim: number): string[] {
+  const hosts = processes().map(({ pid }) => pid).filter(isHost);
+  return [shim, ...hosts].flatMap((pid) => [...descriptorsOf(pid).values()]);
 }
 
 /**
