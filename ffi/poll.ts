@@ -65,8 +65,8 @@ export class Poller {
   readonly #byte: number;
   readonly #watches = new Map<number, Watch>();
   readonly #events = new Batch();
-  /** Another instance, for what has to stand back; made when it is needed, and watched by the first one. */
-  #bulk: number | undefined;
+  /** Another instance, for what has to stand back; watched by the first one. */
+  readonly #bulk: number;
   readonly #bulkEvents = new Batch();
   /** Whether there is something on it, and whether this has just been said. */
   #bulkWaits = false;
@@ -80,6 +80,8 @@ export class Poller {
     this.#epoll = epoll;
     this.#waker = waker;
     this.#byte = byte;
+    this.#bulk = check(c().epoll_create1(EPOLL_CLOEXEC), "epoll_create1");
+    this.add(this.#bulk, Event.IN, () => this.#bulkWaits = this.#bulkCame = true);
   }
 
   /**
@@ -118,11 +120,6 @@ export class Poller {
    * @throws {SystemError}
    */
   addBulk(fd: number, events: number, callback: Callback): void {
-    if (this.#bulk === undefined) {
-      const bulk = check(c().epoll_create1(EPOLL_CLOEXEC), "epoll_create1");
-      this.add(bulk, Event.IN, () => this.#bulkWaits = this.#bulkCame = true);
-      this.#bulk = bulk;
-    }
     this.#add(this.#bulk, fd, events, callback);
   }
 
@@ -215,14 +212,14 @@ export class Poller {
       if (!this.#bulkWaits && count < BATCH) return;
       if (others > 0 || now > end) break;
     }
-    this.again(this.#bulk!);
+    this.again(this.#bulk);
   }
 
   /** @returns whether there was anything to do */
   #bulkTurn(onError: (error: unknown) => void): boolean {
     const events = this.#bulkEvents;
     if (events.next === events.count) {
-      events.take(this.#bulk!);
+      events.take(this.#bulk);
       this.#bulkWaits = events.count > 0;
       if (!this.#bulkWaits) return false;
     }

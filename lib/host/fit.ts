@@ -7,7 +7,7 @@
  */
 
 /** What has to be the same in /proc/PID/status: proc(5). */
-const FIELDS = /^(?:Uid|Gid|Groups|Umask|Cap\w+|NoNewPrivs|Seccomp):.*$/gm;
+const FIELDS = /^(?:Uid|Gid|Groups|Umask|Cap\w+|NoNewPrivs|Seccomp\w*):.*$/gm;
 
 /** What matters of a process, as text to be compared; undefined when it is not to be seen. */
 export function standing(pid: number | "self"): string | undefined {

@@ -1,7 +1,7 @@
 /** A holder, as its host sees it: the process that containerd knows as the shim, and the parent of a container. */
 
 import * as fds from "../../ffi/fd.ts";
-import { receiveMessage, sendMessage } from "../../ffi/fd_passing.ts";
+import { type Message, receiveMessage, sendMessage } from "../../ffi/fd_passing.ts";
 import { SystemError } from "../../ffi/libc.ts";
 import { Event, type Poller } from "../../ffi/poll.ts";
 import { type ChildOptions, exitStatus } from "../../ffi/process.ts";
@@ -117,21 +117,31 @@ export class Holder implements Parent {
   }
 
   #wake(): void {
+    let failure: { readonly error: unknown } | undefined;
+    for (let message = this.#next(); message !== undefined; message = this.#next()) {
+      try {
+        this.#received(decode(message.bytes), message.descriptors);
+      } catch (error) {
+        // One message's trouble is not that of the next.
+        failure ??= { error };
+      }
+    }
+    if (failure !== undefined) throw failure.error;
+  }
+
+  /** Sends what waits; and gives what has come, undefined when that is all. */
+  #next(): Message | undefined {
+    if (!this.#open) return undefined;
     try {
       while (this.#outgoing.length > 0 && this.#sent(this.#outgoing[0]!)) this.#outgoing.shift();
-      while (this.#open) {
-        const message = receiveMessage(this.#socket, this.#options.buffer);
-        if (message === undefined) return;
-        if (message.bytes.length === 0) break;
-        this.#received(decode(message.bytes), message.descriptors);
-      }
-    } catch (error) {
-      if (!(error instanceof SystemError)) throw error;
+      const message = receiveMessage(this.#socket, this.#options.buffer);
+      if (message === undefined || message.bytes.length > 0) return message;
+    } catch {
       // It has been killed, with something of ours unread.
     }
-    if (!this.#open) return;
     this.close();
     this.#listener(undefined, []);
+    return undefined;
   }
 
   #received(message: FromHolder, descriptors: readonly number[]): void {

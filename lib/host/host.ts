@@ -21,6 +21,8 @@ import { type FromHolder, type Join, MAX_MESSAGE } from "./protocol.ts";
 /** What a host is started with: lib/standalone/entry.c. */
 const SOCKET = 3;
 const LOCK = 4;
+/** The exit status of a holder whose socket cannot be served. */
+const NOT_SERVED = 1;
 /** How long a host without a container waits for the next one, in ms. */
 const LINGER_MS = 30_000;
 /** How many descriptors a container may need, with some execs, and this process besides. */
@@ -31,7 +33,7 @@ const DESCRIPTORS_OWN = 64;
 interface Member {
   readonly holder: Holder;
   /** The one that containerd's calls come by, until it is served. */
-  readonly listener: number;
+  listener: number | undefined;
   readonly shim: Shim;
 }
 
@@ -140,16 +142,30 @@ class Host {
     return member;
   }
 
-  #told({ shim, holder, listener }: Member, message: FromHolder): void {
+  #told(member: Member, message: FromHolder): void {
+    const { shim } = member;
     switch (message.kind) {
       case "go":
-        return shim.serve(listener);
+        return this.#serve(member);
       case "signalled":
         return shim.onSignal(message.signal);
       case "exited":
         return shim.reaper.ended([exitOf(message)]);
       default:
-        throw new Error(`holder ${holder} has said ${message.kind}`);
+        throw new Error(`a holder has said ${message.kind} when it is not to`);
+    }
+  }
+
+  #serve(member: Member): void {
+    const { shim, holder, listener } = member;
+    if (listener === undefined) return;
+    member.listener = undefined;
+    try {
+      shim.serve(listener);
+    } catch (error) {
+      // It is too late to go alone.
+      shim.log.error("cannot serve", { error });
+      holder.tell("end", NOT_SERVED);
     }
   }
 
@@ -157,6 +173,7 @@ class Host {
   #gone(member: Member | undefined): void {
     if (member === undefined) return;
     member.shim.abandon();
+    if (member.listener !== undefined) fds.close(member.listener);
     this.#members.delete(member);
     this.#noteSize();
     this.#place.noteWork();

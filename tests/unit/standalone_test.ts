@@ -350,7 +350,7 @@ Deno.test("A missing program interpreter is said, with exit code 127", async () 
   const { code, stderr, stdout } = await run(program);
   assertEquals(
     stderr,
-    `cannot start: cannot open the program interpreter ${interpreter} (errno 2)\n`,
+    `cannot start: cannot open ${interpreter} (errno 2)\n`,
   );
   assertEquals(stdout, "");
   assertEquals(code, 127);
