@@ -71,7 +71,11 @@ export class Holder implements Parent {
 
   /** A number or nothing that it is told: see lib/standalone/entry.c. */
   tell(...message: Parameters<typeof order>): void {
-    this.#send({ bytes: order(...message), descriptors: [] });
+    try {
+      this.#send({ bytes: order(...message), descriptors: [] });
+    } catch {
+      // It has gone: what is read next says so.
+    }
   }
 
   spawn(options: ChildOptions, started: (pid: number) => void): Promise<void> {

@@ -458,10 +458,13 @@ static long find_host(const struct started *started, uint32_t group) {
     if (!call(__NR_connect, host, &address, sizeof address)) {
       const int answer = is_ours(host) ? ask(host, started, group) : REFUSED;
       if (answer == ACCEPTED) return host;
-      if (answer == REFUSED || answer == 0) return -1; /* what is open is closed by being started anew */
-      if (answer == FULL) slot++;
+      /* That it is closed is what tells the host that nobody is left to be accepted. */
       close_fd(host);
-      if (answer == FULL) continue;
+      if (answer == REFUSED || answer == 0) return -1;
+      if (answer == FULL) {
+        slot++;
+        continue;
+      }
     } else {
       close_fd(host);
     }
