@@ -454,17 +454,17 @@ static long find_host(const struct started *started, uint32_t group) {
     }
     close_fd(lock);
     const long host = call(__NR_socket, AF_UNIX, SEQPACKET | NONBLOCK | O_CLOEXEC, 0);
-    if (host < LISTENER) return -1; /* without its standard descriptors this is nobody's shim */
+    if (host < LISTENER) { /* without its standard descriptors this is nobody's shim */
+      close_fd(host);
+      return -1;
+    }
     if (!call(__NR_connect, host, &address, sizeof address)) {
       const int answer = is_ours(host) ? ask(host, started, group) : REFUSED;
       if (answer == ACCEPTED) return host;
       /* That it is closed is what tells the host that nobody is left to be accepted. */
       close_fd(host);
       if (answer == REFUSED || answer == 0) return -1;
-      if (answer == FULL) {
-        slot++;
-        continue;
-      }
+      if (answer == FULL) slot++;
     } else {
       close_fd(host);
     }

@@ -67,8 +67,9 @@ export async function compileEntry(out: string): Promise<void> {
   await run([
     Deno.env.get("CC") ?? "gcc",
     ...["-std=gnu11", "-Wall", "-Wextra", "-Werror"],
-    // Each holder has its pages; the last two make it smaller than -Oz alone does.
+    // Each holder has its pages; the last three make it smaller than -Oz alone does.
     ...["-Oz", "-mno-sse", "-fno-inline-functions-called-once", "-fno-move-loop-invariants"],
+    "-fno-cse-follow-jumps",
     // There is no libc, so no function of it may be called, in whatever guise.
     ...["-ffreestanding", "-nostdlib", "-fno-tree-loop-distribute-patterns"],
     ...["-fno-stack-protector", "-fcf-protection=none"],
