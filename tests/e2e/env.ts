@@ -86,6 +86,9 @@ export const SHIM: Form = requested === DENO_RUN
   ? mixed
   : { name: requested.replace(/.*\//, ""), path: requested };
 
+/** What {@linkcode SHIM} is in the end. */
+export const EXECUTABLE = SHIM === mixed ? OUR_EXECUTABLE : SHIM.path;
+
 /** All forms of the shim, for what depends on how it was started. Under `deno run` it is always by itself. */
 export const FORMS: readonly Form[] = IS_OURS && SHIM !== denoRun && WAY === "alone" ? [SHIM, denoRun] : [SHIM];
 

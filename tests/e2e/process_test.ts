@@ -1,7 +1,7 @@
 /** What others see of the shim's process: its file, its name, its command line, its signals. */
 
 import { assert, assertEquals } from "@std/assert";
-import { inEachForm, IS_OURS, onlyOurs, SHIM } from "./env.ts";
+import { EXECUTABLE, inEachForm, IS_OURS, onlyOurs } from "./env.ts";
 import { withContainerd } from "./harness.ts";
 import { argumentsOf, descendants, processOf, threadMasks } from "./proc.ts";
 
@@ -16,10 +16,10 @@ onlyOurs(
       const id = containerd.newId();
       await containerd.runDetached(id, ["/bin/sleep", "1000"]);
       const pid = containerd.shimOf(id);
-      assertEquals(await Deno.readLink(`/proc/${pid}/exe`), await Deno.realPath(SHIM.path));
+      assertEquals(await Deno.readLink(`/proc/${pid}/exe`), await Deno.realPath(EXECUTABLE));
       assertEquals(processOf(pid)?.comm, "containerd-shim");
       assertEquals(argumentsOf(pid), [
-        SHIM.path,
+        EXECUTABLE,
         "-namespace",
         containerd.namespace,
         "-workdir",
