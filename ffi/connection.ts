@@ -11,8 +11,9 @@ import { Event, type Poller } from "./poll.ts";
 import { accept, isListening, listenOn } from "./socket.ts";
 
 const c = libc({
-  recv: [["i32", "buffer", "usize", "i32"], "isize"],
-  send: [["i32", "buffer", "usize", "i32"], "isize"],
+  // ssize_t; but nothing as large as an i32 is asked for.
+  recv: [["i32", "buffer", "usize", "i32"], "i32"],
+  send: [["i32", "buffer", "usize", "i32"], "i32"],
 });
 
 /** send(2): EPIPE is enough, the signal would be everybody's. */
@@ -187,7 +188,7 @@ export class Connection {
 
   #read(): void {
     const { buffer, resolve, reject } = this.#reading!;
-    const count = Number(c().recv(this.#fd, buffer, BigInt(buffer.length), 0));
+    const count = c().recv(this.#fd, buffer, BigInt(buffer.length), 0);
     if (count < 0) {
       const error = errno();
       if (error === Errno.EAGAIN) {
@@ -206,7 +207,7 @@ export class Connection {
 
   #write(): void {
     const { buffer, resolve, reject } = this.#writing!;
-    const count = Number(c().send(this.#fd, buffer, BigInt(buffer.length), MSG_NOSIGNAL));
+    const count = c().send(this.#fd, buffer, BigInt(buffer.length), MSG_NOSIGNAL);
     if (count < 0) {
       const error = errno();
       if (error === Errno.EAGAIN) return;

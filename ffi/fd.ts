@@ -7,8 +7,9 @@ const c = libc({
   close: [["i32"], "i32"],
   dup2: [["i32", "i32"], "i32"],
   fcntl: [["i32", "i32", "i32"], "i32"],
-  read: [["i32", "buffer", "usize"], "isize"],
-  write: [["i32", "buffer", "usize"], "isize"],
+  // ssize_t; but nothing as large as an i32 is asked for.
+  read: [["i32", "buffer", "usize"], "i32"],
+  write: [["i32", "buffer", "usize"], "i32"],
   pwrite: [["i32", "buffer", "usize", "i64"], "isize"],
 });
 
@@ -92,12 +93,12 @@ export function setNonblocking(fd: number): void {
 
 /** read(2): the number of bytes, 0 at end of file, -1 on failure (see errno). */
 export function read(fd: number, buffer: Uint8Array<ArrayBuffer>): number {
-  return Number(c().read(fd, buffer, BigInt(buffer.length)));
+  return c().read(fd, buffer, BigInt(buffer.length));
 }
 
 /** write(2): the number of bytes, -1 on failure (see errno). */
 export function write(fd: number, buffer: Uint8Array<ArrayBuffer>): number {
-  return Number(c().write(fd, buffer, BigInt(buffer.length)));
+  return c().write(fd, buffer, BigInt(buffer.length));
 }
 
 /** pwrite(2): writes at a place of a file, in bytes; the number of bytes, -1 on failure (see errno). */
