@@ -6,33 +6,38 @@ import { type Daemon, RUNTIMES } from "./daemon.ts";
 import { EmptyProgram } from "./floor.ts";
 import { AFTER_START, type Holder, measureMemory, MEMORY_ROWS } from "./memory.ts";
 import { disown, own } from "./owned.ts";
-import { type Step, timed } from "./row.ts";
-import { AROUND, FIRST_REPLY, RUN, RUNS, steps, stepsAround } from "./rows.ts";
+import { type Row, type Step, timed, type Wanted } from "./row.ts";
+import { AROUND, FIRST_REPLY, QUICK_IN_HOST, RUN, RUNS, steps, stepsAround } from "./rows.ts";
 import { runRound } from "./round.ts";
 
-/** A round of each, in turn, so that what changes on the machine changes for both; and each is as often the first. */
+/**
+ * A round of each, in turn, so that what changes on the machine changes for all; and each but Go's, which is between ours in
+ * a host and ours alone, is as often the first. The host has another container all the time.
+ */
 export async function measureRounds(bench: Bench): Promise<void> {
-  const { extent: { rounds, warmUps }, competitors, say } = bench;
+  const { extent: { rounds, warmUps, host }, competitors: [ours, go], hosted, say } = bench;
+  const inHost: Wanted = (row) => host.isWhole || QUICK_IN_HOST.has(row);
   const all = steps(bench.extent);
   for (let i = -warmUps; i < rounds; i++) {
     const keep = i >= 0;
     say(keep ? `round ${i + 1} of ${rounds}` : "warm-up");
-    for (const competitor of i % 2 === 0 ? competitors : competitors.toReversed()) {
-      await subjectRound(bench, { competitor, alive: 1, steps: all, keep });
-      if (bench.wanted(AROUND)) await subjectRound(bench, { competitor, alive: 1, steps: stepsAround, keep });
+    const order = [hosted, go, ours];
+    for (const competitor of i % 2 === 0 ? order : order.reverse()) {
+      const wanted = competitor === hosted || host.isOnly ? inHost : () => true;
+      const round = { competitor, alive: 1, keep, wanted };
+      await subjectRound(bench, { ...round, steps: all });
+      if (bench.wanted(AROUND) && wanted(AROUND)) await subjectRound(bench, { ...round, steps: stepsAround });
     }
-    await floorRound(bench, keep);
-    await v2Round(bench, competitors[0].daemon, keep);
+    if (host.isOnly) continue;
+    await floorRound(bench, FIRST_REPLY, keep);
+    await v2Round(bench, ours.daemon, keep);
   }
 }
 
-const floorSteps: readonly Step<EmptyProgram>[] = [
-  { rows: [FIRST_REPLY], measure: async (program) => [await program.startTimed()] },
-];
-
-function floorRound({ emptyProgram, wanted, results }: Bench, keep: boolean): Promise<void> {
+/** The start of an empty program, for a row that has that in it. */
+export function floorRound({ emptyProgram, wanted, results }: Bench, row: Row, keep: boolean): Promise<void> {
   return runRound({
-    steps: floorSteps,
+    steps: [{ rows: [row], measure: async (program: EmptyProgram) => [await program.startTimed()] }],
     wanted,
     keep,
     results: (row) => results.of(1, "empty Deno", row),

@@ -8,9 +8,9 @@ import type { Row, Step, Wanted } from "./row.ts";
 import { runRound } from "./round.ts";
 import { Subject, type SubjectOptions } from "./subject.ts";
 
-/** One of the two shims. */
+/** One of the two shims, or ours in a host. */
 export interface Competitor extends SubjectOptions {
-  readonly name: "ours" | "Go";
+  readonly name: "ours" | "Go" | "hosted";
 }
 
 /** What all stages work with. */
@@ -18,6 +18,8 @@ export interface Bench {
   readonly extent: Extent;
   /** Ours, and Go's. */
   readonly competitors: readonly [Competitor, Competitor];
+  /** Ours, in a host. */
+  readonly hosted: Competitor;
   /** The empty program's executable. */
   readonly emptyProgram: string;
   readonly wanted: Wanted;

@@ -7,11 +7,9 @@ import type { Row, Step } from "./row.ts";
 import type { Subject } from "./subject.ts";
 
 /** The methods that are called. */
-export const CALLS = ["ShimInfo", "State"] as const;
+const CALLS = ["ShimInfo", "State"] as const;
 /** Calls that are always outstanding, all on one connection. */
 const IN_FLIGHT = 32;
-/** How many callers there are at a time. */
-export const CALLERS = [1, IN_FLIGHT] as const;
 
 function row(name: string): Row {
   return { name, unit: "µs", digits: 0 };
@@ -40,10 +38,30 @@ export const STATE = rowsOf("State");
 export const callStep: Step<Subject> = {
   rows: [SHIM_INFO, STATE].flatMap(({ alone, inFlight }) => [...alone, ...inFlight]),
   measure: (subject) =>
-    withCpus(subject.pid, async (pinned) => {
-      const client = [Deno.execPath(), "run", "-A", "--config", `${REPOSITORY}/deno.json`, CLIENT];
-      return JSON.parse(await runAndRead([...pinned, ...client, subject.publicSocket, subject.id]));
-    }),
+    withCpus(
+      subject.server,
+      (pinned) => callBy(pinned, subject, { methods: CALLS, callers: [1, IN_FLIGHT], count: 1000 }),
+    ),
 };
+
+/** Calls State, one call after another, on any CPU; p50 in µs. */
+export async function stateLatency(subject: Subject, count: number): Promise<number> {
+  return (await callBy([], subject, { methods: ["State"], callers: [1], count }))[0]!;
+}
+
+/** What {@linkcode CLIENT} is to call. */
+export interface CallPlan {
+  readonly methods: readonly (typeof CALLS[number])[];
+  /** How many callers there are at a time, for each method. */
+  readonly callers: readonly number[];
+  /** Calls of one sample. */
+  readonly count: number;
+}
+
+async function callBy(pinned: readonly string[], subject: Subject, plan: CallPlan): Promise<number[]> {
+  const client = [Deno.execPath(), "run", "-A", "--config", `${REPOSITORY}/deno.json`, CLIENT];
+  const args = [subject.publicSocket, subject.id, JSON.stringify(plan)];
+  return JSON.parse(await runAndRead([...pinned, ...client, ...args]));
+}
 
 const CLIENT = `${import.meta.dirname}/calls_client.ts`;

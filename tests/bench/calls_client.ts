@@ -2,19 +2,18 @@
  * A client of one shim, in a process of its own: what a call costs does not depend then on what else the bench has done,
  * and on how many connections it has.
  *
- *     deno run -A tests/bench/calls_client.ts SOCKET ID
+ *     deno run -A tests/bench/calls_client.ts SOCKET ID PLAN
  *
- * Prints a line of JSON: for each of {@linkcode CALLS}, and each of {@linkcode CALLERS}, p50 and p99 in µs.
+ * PLAN is a {@linkcode CallPlan}, JSON. Prints a line of JSON: for each method, and each number of callers, p50 and p99 in µs.
  */
 
 import { containerd } from "../../lib/api/mod.js";
 import { Client } from "../../lib/ttrpc/client.ts";
-import { CALLERS, CALLS } from "./calls.ts";
+import type { CallPlan } from "./calls.ts";
 import { quantile } from "./stats.ts";
 
-/** Calls of one sample, and those before them that do not count. */
-const COUNT = 1000;
-const WARM_UP_COUNT = 200;
+/** For so many calls that count, there is one before them that does not. */
+const WARM_UP_SHARE = 5;
 
 const SERVICE = "containerd.runtime.linux.shim.v1.Shim";
 const { StateRequest } = containerd.runtime.linux.shim.v1;
@@ -35,15 +34,16 @@ async function latencies(call: () => Promise<unknown>, count: number, callers: n
 }
 
 if (import.meta.main) {
-  const [path, id] = Deno.args as [string, string];
+  const [path, id, plan] = Deno.args as [string, string, string];
+  const { methods, callers, count }: CallPlan = JSON.parse(plan);
   const requests = { ShimInfo: new Uint8Array(), State: StateRequest.encode({ id }).finish() };
   using client = new Client(await Deno.connect({ transport: "unix", path }));
   const results: number[] = [];
-  for (const method of CALLS) {
+  for (const method of methods) {
     const call = () => client.call(SERVICE, method, requests[method]);
-    for (const callers of CALLERS) {
-      await latencies(call, WARM_UP_COUNT, callers);
-      const samples = await latencies(call, COUNT, callers);
+    for (const each of callers) {
+      await latencies(call, Math.ceil(count / WARM_UP_SHARE), each);
+      const samples = await latencies(call, count, each);
       results.push(quantile(samples, 0.5), quantile(samples, 0.99));
     }
   }

@@ -1,8 +1,8 @@
 /** The results as a picture: how much better or worse each row is than with the Go shim. SVG. */
 
-import { type Line, ratio } from "./results.ts";
+import { type HostLine, hostRatio, type Line, ratio } from "./results.ts";
 import type { Row } from "./row.ts";
-import { TARGETS } from "./targets.ts";
+import { hostTarget, TARGETS } from "./targets.ts";
 
 /** Lengths are in pixels, as SVG has them. */
 const ROW_HEIGHT = 20;
@@ -12,6 +12,8 @@ const VALUE_WIDTH = 70;
 const MARGIN = 16;
 /** Above the rows. */
 const HEAD_HEIGHT = 84;
+/** Between the two parts, for the second one's heading. */
+const PART_HEIGHT = 44;
 const FOOT_HEIGHT = 34;
 const BAR_HEIGHT = 10;
 const LIMIT_HEIGHT = 16;
@@ -23,6 +25,8 @@ const TEXT = "#222222";
 const FAINT = "#d8d8d8";
 /** Of the dots of crowds, the smallest crowd first. */
 const CROWD_COLOURS = ["#f2b134", "#6b4fa0", "#4f9d69"];
+/** Of the dots of ours alone, beside a bar of ours in a host. */
+const ALONE_COLOUR = "#ffffff";
 
 /** Where the axis has numbers, as far as the rows reach. */
 const TICKS = [0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50];
@@ -30,22 +34,35 @@ const TICKS = [0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50];
 /** A row in the picture. */
 interface Mark {
   readonly row: Row;
-  /** How many times better than Go's, with one shim alive. */
+  /** How many times better than Go's, with one shim alive, or in a host. */
   readonly factor: number;
-  /** The same in crowds, by their size. */
-  readonly crowds: ReadonlyMap<number, number>;
+  /** The same for others: in crowds, or alone beside what is in a host. */
+  readonly dots: readonly Dot[];
   /** The least that is wanted. */
   readonly limit: number | undefined;
 }
 
-/** The picture of the rows that have a ratio. */
-export function chart(lines: readonly Line[]): string {
-  const marks = marksOf(lines);
-  const sizes = [...new Set(marks.flatMap(({ crowds }) => [...crowds.keys()]))].sort((a, b) => a - b);
-  const axis = new Axis(marks);
+/** A dot in a row. */
+interface Dot {
+  readonly factor: number;
+  readonly colour: string;
+}
+
+/** The picture of the rows that have a ratio; what is in a host is a part of its own, if it was measured. */
+export function chart(lines: readonly Line[], hostLines: readonly HostLine[]): string {
+  const sizes = [...new Set(lines.map(({ alive }) => alive))].filter((size) => size !== 1).sort((a, b) => a - b);
+  const [alone, hosted] = [marksOf(lines, sizes), hostMarksOf(hostLines)];
+  const axis = new Axis([...alone, ...hosted]);
+  const aloneEnd = HEAD_HEIGHT + alone.length * ROW_HEIGHT;
+  const hostedTop = aloneEnd + FOOT_HEIGHT + PART_HEIGHT;
+  const hostedEnd = hostedTop + hosted.length * ROW_HEIGHT;
   const [width, height] = [
     2 * MARGIN + LABEL_WIDTH + PLOT_WIDTH + VALUE_WIDTH,
-    HEAD_HEIGHT + marks.length * ROW_HEIGHT + FOOT_HEIGHT,
+    (hosted.length === 0 ? aloneEnd : hostedEnd) + FOOT_HEIGHT,
+  ];
+  const part = (marks: readonly Mark[], top: number, end: number) => [
+    ...axis.lines(top, end),
+    ...marks.map((mark, i) => drawRow(mark, top + (i + 0.5) * ROW_HEIGHT, axis)),
   ];
   return [
     `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${width} ${height}" width="${width}" height="${height}" ` +
@@ -54,28 +71,51 @@ export function chart(lines: readonly Line[]): string {
     `<rect width="${width}" height="${height}" fill="#ffffff"/>`,
     text(MARGIN, 26, "This shim, measured by Debian's Go shim", { size: 16 }),
     legend(sizes),
-    ...axis.lines(HEAD_HEIGHT, HEAD_HEIGHT + marks.length * ROW_HEIGHT),
-    ...marks.map((mark, i) => drawRow(mark, HEAD_HEIGHT + (i + 0.5) * ROW_HEIGHT, axis, sizes)),
+    ...part(alone, HEAD_HEIGHT, aloneEnd),
+    ...hosted.length === 0 ? [] : [
+      text(MARGIN, hostedTop - 26, "In a host", { size: 16 }),
+      dot(MARGIN + 106, hostedTop - 30, ALONE_COLOUR),
+      text(MARGIN + 118, hostedTop - 26, "alone"),
+      ...part(hosted, hostedTop, hostedEnd),
+    ],
     "</svg>",
     "",
   ].join("\n");
 }
 
-function marksOf(lines: readonly Line[]): Mark[] {
-  const factorOf = (line: Line) => {
-    const quotient = ratio(line);
-    return quotient === undefined || quotient <= 0 ? undefined : line.row.moreIsBetter ? quotient : 1 / quotient;
-  };
+/** How many times better one is than the other, by the quotient of their numbers; nothing where that is nothing. */
+function factorOf({ moreIsBetter }: Row, quotient: number | undefined): number | undefined {
+  return quotient === undefined || quotient <= 0 ? undefined : moreIsBetter ? quotient : 1 / quotient;
+}
+
+function marksOf(lines: readonly Line[], sizes: readonly number[]): Mark[] {
   return lines.filter(({ alive }) => alive === 1).flatMap((line) => {
-    const factor = factorOf(line);
+    const { row } = line;
+    const factor = factorOf(row, ratio(line));
     if (factor === undefined) return [];
-    const crowds = lines.filter(({ row, alive }) => row === line.row && alive !== 1).flatMap((each) => {
-      const inCrowd = factorOf(each);
-      return inCrowd === undefined ? [] : [[each.alive, inCrowd] as const];
+    const dots = lines.filter((each) => each.row === row && each.alive !== 1).flatMap((each) => {
+      const inCrowd = factorOf(row, ratio(each));
+      return inCrowd === undefined
+        ? []
+        : [{ factor: inCrowd, colour: CROWD_COLOURS[sizes.indexOf(each.alive)] ?? TEXT }];
     });
-    const target = TARGETS.get(line.row);
-    const limit = target?.of === "ratio" ? (line.row.moreIsBetter ? target.limit : 1 / target.limit) : undefined;
-    return [{ row: line.row, factor, crowds: new Map(crowds), limit }];
+    const target = TARGETS.get(row);
+    const limit = target?.of === "ratio" ? factorOf(row, target.limit) : undefined;
+    return [{ row, factor, dots, limit }];
+  });
+}
+
+/** A limit that is for the comparison with ours alone is drawn where it is when compared with Go's. */
+function hostMarksOf(lines: readonly HostLine[]): Mark[] {
+  return lines.flatMap((line) => {
+    const { row } = line;
+    const factor = factorOf(row, hostRatio(line, "Go"));
+    if (factor === undefined) return [];
+    const alone = factorOf(row, ratio(line));
+    const target = hostTarget(row);
+    const wanted = target && target.of !== "value" ? factorOf(row, target.limit) : undefined;
+    const limit = target?.of === "alone" && wanted !== undefined && alone !== undefined ? wanted * alone : wanted;
+    return [{ row, factor, dots: alone === undefined ? [] : [{ factor: alone, colour: ALONE_COLOUR }], limit }];
   });
 }
 
@@ -85,7 +125,11 @@ class Axis {
   readonly #greatest: number;
 
   constructor(marks: readonly Mark[]) {
-    const all = [0.5, 2, ...marks.flatMap(({ factor, crowds, limit = 1 }) => [factor, limit, ...crowds.values()])];
+    const all = [
+      0.5,
+      2,
+      ...marks.flatMap(({ factor, dots, limit = 1 }) => [factor, limit, ...dots.map((each) => each.factor)]),
+    ];
     this.#least = Math.log(Math.min(...all) / 1.1);
     this.#greatest = Math.log(Math.max(...all) * 1.1);
   }
@@ -110,7 +154,7 @@ class Axis {
   }
 }
 
-function drawRow({ row, factor, crowds, limit }: Mark, y: number, axis: Axis, sizes: readonly number[]): string {
+function drawRow({ row, factor, dots, limit }: Mark, y: number, axis: Axis): string {
   const [one, here] = [axis.at(1), axis.at(factor)];
   const left = Math.min(one, here);
   const misses = limit !== undefined && factor < limit;
@@ -118,7 +162,7 @@ function drawRow({ row, factor, crowds, limit }: Mark, y: number, axis: Axis, si
     text(MARGIN + LABEL_WIDTH - 8, y + 4, row.name.replaceAll("`", ""), { anchor: "end" }),
     `<rect x="${px(left)}" y="${px(y - BAR_HEIGHT / 2)}" width="${px(Math.abs(here - one))}" height="${BAR_HEIGHT}" ` +
     `fill="${factor < 1 ? WORSE : BETTER}"/>`,
-    ...[...crowds].map(([size, each]) => dot(axis.at(each), y, CROWD_COLOURS[sizes.indexOf(size)] ?? TEXT)),
+    ...dots.map((each) => dot(axis.at(each.factor), y, each.colour)),
     ...limit === undefined
       ? []
       : [line([axis.at(limit), y - LIMIT_HEIGHT / 2], [axis.at(limit), y + LIMIT_HEIGHT / 2], TEXT, 2.5)],
@@ -176,9 +220,9 @@ function line([x1, y1]: Point, [x2, y2]: Point, colour: string, width: number): 
 }
 
 function dot(x: number, y: number, colour: string): string {
-  return `<circle cx="${px(x)}" cy="${
-    px(y)
-  }" r="${DOT_RADIUS}" fill="${colour}" stroke="#ffffff" stroke-width="0.75"/>`;
+  return `<circle cx="${px(x)}" cy="${px(y)}" r="${DOT_RADIUS}" fill="${colour}" stroke="${
+    colour === ALONE_COLOUR ? TEXT : "#ffffff"
+  }" stroke-width="0.75"/>`;
 }
 
 function px(length: number): string {

@@ -7,6 +7,7 @@
 
 import { MemoryFile } from "../../ffi/memfd.ts";
 import * as process from "../../ffi/process.ts";
+import { GROUP_VARIABLE } from "../e2e/env.ts";
 import { descendants, isAlive } from "../e2e/proc.ts";
 import { pause } from "../e2e/until.ts";
 
@@ -14,7 +15,7 @@ import { pause } from "../e2e/until.ts";
 const KILL_INTERVAL_MS = 10;
 
 const awaited = new Map<number, (status: number) => void>();
-let environment: readonly string[] | undefined;
+let environment: Readonly<Record<string, string>> | undefined;
 let isEnding = false;
 
 /** A child, and how it ends: its exit code, or 128 + the signal that ended it. */
@@ -22,6 +23,18 @@ export interface Child {
   readonly pid: number;
   readonly status: Promise<number>;
 }
+
+/** What a child is started with. */
+export interface ChildOptions extends Omit<process.SpawnOptions, "environment"> {
+  /** Set in its environment. */
+  readonly variables?: Readonly<Record<string, string>>;
+}
+
+/** In the environment of a shim, or of what starts shims: each is to be by itself. */
+export const ALONE: Readonly<Record<string, string>> = { [GROUP_VARIABLE]: "1" };
+
+/** In the place of {@linkcode ALONE}: each is to join a host, as it does unless told otherwise. */
+export const HOSTED: Readonly<Record<string, string>> = {};
 
 /** Reaps children from now on, and becomes the parent of what they leave behind. */
 export function adoptAll(): void {
@@ -37,17 +50,23 @@ function reapAll(): void {
 }
 
 /**
- * Starts a child with this process's environment.
+ * Starts a child with this process's environment, but for the size of a shim's group.
  *
  * @throws {Error} once {@linkcode endAll} has been called: whoever has been interrupted starts nothing more
  */
-export function spawn(options: Omit<process.SpawnOptions, "environment">): Child {
+export function spawn({ variables = {}, ...options }: ChildOptions): Child {
   if (isEnding) throw new Error(`Cannot start ${options.args[0]}: the bench is ending`);
-  environment ??= Object.entries(Deno.env.toObject()).map(([name, value]) => `${name}=${value}`);
-  const pid = process.spawn({ ...options, environment });
+  environment ??= ownEnvironment();
+  const all = Object.entries({ ...environment, ...variables }).map(([name, value]) => `${name}=${value}`);
+  const pid = process.spawn({ ...options, environment: all });
   const { promise, resolve } = Promise.withResolvers<number>();
   awaited.set(pid, resolve);
   return { pid, status: promise };
+}
+
+function ownEnvironment(): Record<string, string> {
+  const { [GROUP_VARIABLE]: _, ...others } = Deno.env.toObject();
+  return others;
 }
 
 /**

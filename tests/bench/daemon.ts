@@ -22,18 +22,23 @@ export class Daemon {
   readonly address: string;
   readonly #shim: string;
   readonly #rootfs: string;
+  readonly #variables: Readonly<Record<string, string>>;
   #daemon: Child | undefined;
   readonly #ids: string[] = [];
   /** Whoever waits for an event, by namespace and process. */
   readonly #awaited = new Map<string, () => void>();
   #isFollowed = false;
 
-  /** @param shim the executable that runtime v1 starts */
-  constructor(shim: string, rootfs: string) {
+  /**
+   * @param shim the executable that runtime v1 starts
+   * @param variables of its environment, and so of the shims'
+   */
+  constructor(shim: string, rootfs: string, variables: Readonly<Record<string, string>>) {
     ({ folder: this.folder, namespace: this.namespace } = newPlace());
     this.address = `${this.folder}/c.sock`;
     this.#shim = shim;
     this.#rootfs = rootfs;
+    this.#variables = variables;
   }
 
   /** Starts the daemon, and follows its events. */
@@ -44,7 +49,11 @@ export class Daemon {
       daemonConfig({ folder: this.folder, address: this.address, shim: this.#shim }),
     );
     const command = `exec '${CONTAINERD}' -c '${config}' >'${this.folder}/log' 2>&1`;
-    const daemon = this.#daemon = spawn({ args: ["sh", "-c", command], descriptors: [null, null, 2] });
+    const daemon = this.#daemon = spawn({
+      args: ["sh", "-c", command],
+      descriptors: [null, null, 2],
+      variables: this.#variables,
+    });
     let ended = false;
     daemon.status.then(() => ended = true);
     await until("containerd takes connections", async () => {

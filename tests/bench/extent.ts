@@ -26,6 +26,20 @@ export interface Extent {
   readonly idleAfterMs: number;
   /** What is measured again while so many shims of the same kind are alive. */
   readonly crowds: readonly CrowdExtent[];
+  readonly host: HostExtent;
+}
+
+/** What is measured in a host. */
+export interface HostExtent {
+  /** Whether nothing is measured that has nothing to do with hosts. */
+  readonly isOnly: boolean;
+  /** Whether a round in a host has all that one by itself has. */
+  readonly isWhole: boolean;
+  /** How many idle containers the memory of all processes is looked at with, the fewest first; and how often. */
+  readonly sizes: readonly number[];
+  readonly times: number;
+  /** How often State is measured while others write, and with how many calls; 0 times where it is not. */
+  readonly flood: { readonly times: number; readonly calls: number };
 }
 
 /** What is measured in a crowd. */
@@ -37,7 +51,7 @@ export interface CrowdExtent {
   readonly callsAlone: boolean;
 }
 
-/** What RESULTS.md has: some half an hour. */
+/** What RESULTS.md has: some three quarters of an hour. */
 export const FULL: Extent = {
   rounds: 10,
   warmUps: 2,
@@ -46,6 +60,7 @@ export const FULL: Extent = {
   idleMs: 60_000,
   idleAfterMs: 25_000,
   crowds: [{ alive: 50, rounds: 5, callsAlone: false }, { alive: 200, rounds: 5, callsAlone: false }],
+  host: { isOnly: false, isWhole: true, sizes: [1, 8, 32, 200], times: 2, flood: { times: 5, calls: 300 } },
 };
 
 /** One or two minutes, to see whether something is badly wrong. */
@@ -57,4 +72,10 @@ export const QUICK: Extent = {
   idleMs: 5_000,
   idleAfterMs: 3_000,
   crowds: [{ alive: 16, rounds: 3, callsAlone: true }],
+  host: { isOnly: false, isWhole: false, sizes: [8], times: 1, flood: { times: 0, calls: 0 } },
 };
+
+/** What is left when only what is in a host is asked for, and what that is compared with. */
+export function onlyHosts(extent: Extent): Extent {
+  return { ...extent, work: { ...extent.work, times: 0 }, crowds: [], host: { ...extent.host, isOnly: true } };
+}

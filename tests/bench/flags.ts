@@ -2,7 +2,7 @@
 
 import { parseArgs } from "@std/cli/parse-args";
 import { OUR_EXECUTABLE } from "../e2e/env.ts";
-import { type Extent, FULL, QUICK } from "./extent.ts";
+import { type Extent, FULL, onlyHosts, QUICK } from "./extent.ts";
 import type { Wanted } from "./row.ts";
 
 const HERE = import.meta.dirname!;
@@ -22,6 +22,7 @@ export interface Flags {
 /** As they are given. */
 interface Given {
   readonly quick: boolean;
+  readonly hosted: boolean;
   readonly check: boolean;
   readonly ours: string;
   readonly go: string;
@@ -34,19 +35,20 @@ interface Given {
 /** @throws {Error} with what is wrong with them */
 export function parseFlags(args: readonly string[]): Flags {
   const flags: Given = parseArgs(args, {
-    boolean: ["quick", "check"],
+    boolean: ["quick", "hosted", "check"],
     string: ["rounds", "only", "ours", "go", "out", "svg"],
     default: { ours: OUR_EXECUTABLE, go: "/usr/bin/containerd-shim" },
     unknown(argument: string) {
       throw new Error(`Cannot measure with ${argument}: there is no such flag`);
     },
   });
-  const extent = flags.quick ? QUICK : FULL;
+  const whole = flags.quick ? QUICK : FULL;
+  const extent = flags.hosted ? onlyHosts(whole) : whole;
   const rounds = flags.rounds === undefined ? extent.rounds : Number(flags.rounds);
   if (!Number.isInteger(rounds) || rounds < 1) throw new Error(`Cannot measure ${flags.rounds} rounds`);
   const pattern = new RegExp(flags.only ?? "");
   // What stands in the repository is whole.
-  const isWhole = !flags.quick && flags.only === undefined && flags.rounds === undefined;
+  const isWhole = !flags.quick && !flags.hosted && flags.only === undefined && flags.rounds === undefined;
   return {
     extent: { ...extent, rounds },
     check: flags.check,

@@ -1,12 +1,12 @@
 /**
- * Measures this project's shim and Debian's Go shim, in turn, both driven by the same client.
+ * Measures this project's shim, alone and in a host, and Debian's Go shim, in turn, all driven by the same client.
  *
- *     deno run -A tests/bench/main.ts [--quick] [--only PATTERN] [--rounds N] [--ours PATH] [--go PATH]
+ *     deno run -A tests/bench/main.ts [--quick] [--hosted] [--only PATTERN] [--rounds N] [--ours PATH] [--go PATH]
  *         [--out FILE] [--svg FILE] [--check]
  *
- * Prints tables of medians. The whole bench, which is that without --quick, --only and --rounds, also writes them to
- * RESULTS.md and a picture to results.svg, beside this file; --out and --svg name others. PATTERN is a regular expression
- * that is looked for in the names of rows. With --check the exit code is 1 when a row is so bad that it cannot be noise. It
+ * Prints tables of medians. The whole bench, which is that without --quick, --hosted, --only and --rounds, also writes them
+ * to RESULTS.md and a picture to results.svg, beside this file; --out and --svg name others. --hosted leaves out what has
+ * nothing to do with hosts. PATTERN is a regular expression that is looked for in the names of rows. With --check the exit code is 1 when a row is so bad that it cannot be noise. It
  * is 1 in any case when a row could not be measured.
  */
 
@@ -16,10 +16,11 @@ import { must } from "../e2e/command.ts";
 import { makeRootfs } from "../e2e/rootfs.ts";
 import type { Competitor } from "./bench.ts";
 import { chart } from "./chart.ts";
-import { adoptAll, endAll } from "./children.ts";
+import { adoptAll, ALONE, endAll, HOSTED } from "./children.ts";
 import { Daemon } from "./daemon.ts";
 import { parseFlags } from "./flags.ts";
 import { packEmptyProgram } from "./floor.ts";
+import { hostFiles, separateHosts } from "./hosts.ts";
 import { describeMachine } from "./machine.ts";
 import { disownAll, own } from "./owned.ts";
 import { report } from "./report.ts";
@@ -53,18 +54,21 @@ async function main(): Promise<number> {
   await packEmptyProgram(emptyProgram);
   // What has been written lately is dirty in the page cache, and counts as its mapper's private dirty memory.
   await must(["sync"]);
+  separateHosts();
   adoptAll();
 
   const competitor = async (name: Competitor["name"], path: string): Promise<Competitor> => {
-    const daemon = own(new Daemon(path, rootfs));
+    const isHosted = name === "hosted";
+    const daemon = own(new Daemon(path, rootfs, isHosted ? HOSTED : ALONE));
     await daemon.start();
-    return { name, path, rootfs, daemon };
+    return { name, path, rootfs, daemon, isHosted };
   };
   const results = new Results();
   const bench = async () =>
     await measure({
       extent: flags.extent,
       competitors: [await competitor("ours", flags.ours), await competitor("Go", flags.go)],
+      hosted: await competitor("hosted", flags.ours),
       emptyProgram,
       wanted: flags.wanted,
       results,
@@ -72,13 +76,16 @@ async function main(): Promise<number> {
     });
   await Promise.race([bench(), interruption.promise]);
 
-  const lines = results.alive.flatMap((alive) => results.lines(alive));
+  const { isOnly } = flags.extent.host;
+  const aloneLines = isOnly ? [] : results.alive.flatMap((alive) => results.lines(alive));
+  const hostLines = results.hostLines();
+  const lines = [...aloneLines, ...hostLines];
   const wrong = [...errors(lines), ...flags.check ? failures(lines) : []];
   const picture = flags.svg?.replace(/.*\//, "");
   const text = report({ results, extent: flags.extent, machine, picture, failures: wrong });
   console.log(text);
   if (flags.out !== undefined) await Deno.writeTextFile(flags.out, `${text}\n`);
-  if (flags.svg !== undefined) await Deno.writeTextFile(flags.svg, chart(lines));
+  if (flags.svg !== undefined) await Deno.writeTextFile(flags.svg, chart(aloneLines, hostLines));
   return wrong.length === 0 ? 0 : 1;
 }
 
@@ -88,7 +95,9 @@ try {
 } catch (error) {
   console.error(messageOf(error));
 } finally {
+  const files = hostFiles();
   await endAll();
+  for (const path of files) await Deno.remove(path).catch(() => {}); // those of the hosts that it has killed
   for (const failure of await disownAll()) {
     console.error(`Something is left: ${messageOf(failure)}`);
     code = 1;

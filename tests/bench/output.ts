@@ -6,7 +6,7 @@ import { type Child, killIfAlive, spawn } from "./children.ts";
 import type { Extent } from "./extent.ts";
 import { newId, type Row, type Step } from "./row.ts";
 import { openBothEnds, type Paths, type Subject } from "./subject.ts";
-import { cpuTimeOf, growth } from "./usage.ts";
+import { growth } from "./usage.ts";
 
 /** Sizes of what a container writes at once, in bytes. */
 const LARGE = 64 * 1024;
@@ -94,12 +94,12 @@ export async function flow(subject: Subject, { streams, ...kind }: Flow): Promis
       all.push(stream);
       await stream.start({ ...kind, readAhead, reads });
     }
-    const cpu = cpuTimeOf(subject.pid);
+    const cpu = subject.cpuTime();
     const start = performance.now();
     for (const each of all) each.go();
     await within("the end of the output", Promise.all(all.map((each) => each.read())), BYTES_TIMEOUT_MS);
     const seconds = (performance.now() - start) / 1000;
-    const used = growth(cpu, cpuTimeOf(subject.pid));
+    const used = growth(cpu, subject.cpuTime());
     for (const each of all) await each.end();
     const bytes = reads * readAhead * kind.block * streams;
     return [bytes / 1e6 / seconds, used / (bytes / 1e9)];

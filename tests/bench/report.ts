@@ -2,8 +2,8 @@
 
 import type { Extent } from "./extent.ts";
 import { SETTLE_MS } from "./memory.ts";
-import type { Results } from "./results.ts";
-import { table } from "./table.ts";
+import type { HostLine, Results } from "./results.ts";
+import { hostTable, table } from "./table.ts";
 
 const MIB = 1 << 20;
 const LINE_WIDTH = 120;
@@ -24,9 +24,9 @@ export interface ReportOptions {
 function explanation({ rounds, warmUps, bytes, idleMs, idleAfterMs, work }: Extent): string[] {
   const mib = (count: number) => `${count / MIB} MiB`;
   return [
-    "Made by `make bench`. Medians, and the quartiles between which half of the samples are. Alone, a round of the one " +
-    `and a round of the other take turns: ${rounds} of each, after ${warmUps} to warm up. A crowd is of one kind, and ` +
-    "its rounds follow each other.",
+    "Made by `make bench`. Medians, and the quartiles between which half of the samples are. A round of ours in a host, " +
+    "one of Go's, and one of ours alone (`CONTAINERD_SHIM_GROUP=1`) take turns: " +
+    `${rounds} of each, after ${warmUps} to warm up. A crowd is of one kind, and its rounds follow each other.`,
     `A sample of output is ${mib(bytes.large)} in large writes and ${mib(bytes.small)} in small ones, on a terminal ` +
     `${mib(bytes.terminalLarge)} and ${mib(bytes.terminalSmall)}. Memory is looked at ${SETTLE_MS / 1000} s after a ` +
     `container's start, after ${work.execs} execs, and after a further ${
@@ -39,6 +39,20 @@ function explanation({ rounds, warmUps, bytes, idleMs, idleAfterMs, work }: Exte
     "`short` misses the limit, `ok` the aim; a mark in parentheses is for a row beside the one that has the target, or " +
     "for one in a crowd.",
   ];
+}
+
+/** What was measured in a host, and how. */
+function hostSection(lines: readonly HostLine[]): string {
+  const paragraphs = [
+    "The host is warm: it has another container, which does nothing, and has had others. Where it has to start, there was " +
+    "none before; of Go's shim, and of ours alone, that is the same as ever. Memory is looked at " +
+    `${
+      SETTLE_MS / 1000
+    } s after the last start; that of all is the private dirty memory of hosts and holders, or of all ` +
+    "shims, divided by the number of containers, which do nothing. CPU time is the holder's, and all of its host's.",
+    "× alone: the median in a host divided by that alone.",
+  ];
+  return ["## In a host", ...paragraphs.map(wrap), hostTable(lines)].join("\n\n");
 }
 
 /** Breaks a paragraph into lines. */
@@ -55,9 +69,12 @@ function wrap(paragraph: string): string {
 
 /** The report, Markdown. */
 export function report({ results, extent, machine, picture, failures }: ReportOptions): string {
-  const tables = results.alive.map((alive) =>
+  const alone = extent.host.isOnly ? [] : results.alive;
+  const tables = alone.map((alive) =>
     `## ${alive === 1 ? "Alone" : `With ${alive} alive`}\n\n${table(results.lines(alive))}`
   );
+  const hostLines = results.hostLines();
+  if (hostLines.length > 0) tables.splice(1, 0, hostSection(hostLines));
   return [
     "# This shim and Debian's Go shim",
     ...explanation(extent).map(wrap),

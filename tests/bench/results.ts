@@ -3,8 +3,8 @@
 import type { Row } from "./row.ts";
 import { summarize } from "./stats.ts";
 
-/** What is measured: the two shims, and two others for some rows. */
-export type Contender = "ours" | "Go" | "empty Deno" | "v2 shim";
+/** What is measured: the two shims, ours in a host, and two others for some rows. */
+export type Contender = "ours" | "Go" | "hosted" | "empty Deno" | "v2 shim";
 
 /** What a contender's rounds gave for a row. */
 export interface Result {
@@ -20,9 +20,16 @@ export interface Line {
   readonly alive: number;
   readonly ours: Result;
   readonly go: Result;
+  /** What ours gave in a host, if this is a line of the table of that. */
+  readonly hosted?: Result;
   /** What the others gave, if they have the row. */
   readonly floor: Result | undefined;
   readonly v2: Result | undefined;
+}
+
+/** A row that ours was measured for in a host. */
+export interface HostLine extends Line {
+  readonly hosted: Result;
 }
 
 /** Results by row, contender and number of shims alive. */
@@ -43,9 +50,9 @@ export class Results {
 
   /** What was measured with one number of shims alive, or should have been, in the order in which that was begun. */
   lines(alive: number): Line[] {
-    const rows = [...this.#results.get(alive) ?? []];
+    const rows = [...this.#results.get(alive) ?? []].filter(([row]) => !row.isOfHost);
     const begun = rows.filter(([, results]) =>
-      [...results.values()].some((each) => each.samples.length > 0 || each.error)
+      [...results].some(([contender, result]) => contender !== "hosted" && isBegun(result))
     );
     return begun.map(([row, results]) => ({
       row,
@@ -56,6 +63,22 @@ export class Results {
       v2: results.get("v2 shim"),
     }));
   }
+
+  /** What was measured in a host, or should have been: the rows that are of a host alone first. */
+  hostLines(): HostLine[] {
+    const rows = [...this.#results.get(1) ?? []].flatMap(([row, results]): HostLine[] => {
+      const hosted = results.get("hosted");
+      if (!hosted || !isBegun(hosted)) return [];
+      const [ours, go] = [results.get("ours"), results.get("Go")].map((each) => each ?? { samples: [] });
+      const floor = row.isOfHost ? results.get("empty Deno") : undefined;
+      return [{ row, alive: 1, ours: ours!, go: go!, hosted, floor, v2: undefined }];
+    });
+    return [...rows.filter(({ row }) => row.isOfHost), ...rows.filter(({ row }) => !row.isOfHost)];
+  }
+}
+
+function isBegun({ samples, error }: Result): boolean {
+  return samples.length > 0 || error !== undefined;
 }
 
 function entry<K, V>(map: Map<K, V>, key: K, make: () => V): V {
@@ -77,6 +100,11 @@ export function ratio({ ours, go }: Line): number | undefined {
   return quotient(medianOf(ours), medianOf(go));
 }
 
+/** The median in a host, divided by Go's or by ours alone. */
+export function hostRatio({ hosted, go, ours }: HostLine, to: "Go" | "alone"): number | undefined {
+  return quotient(medianOf(hosted), medianOf(to === "Go" ? go : ours));
+}
+
 /** One number divided by another; undefined unless there are both, and the other is not 0. */
 export function quotient(one: number | undefined, other: number | undefined): number | undefined {
   return one === undefined || other === undefined || other === 0 ? undefined : one / other;
@@ -84,12 +112,12 @@ export function quotient(one: number | undefined, other: number | undefined): nu
 
 /** Why rows were not measured, those together that failed alike; nothing if all were measured. */
 export function errors(lines: readonly Line[]): string[] {
-  const failed = new Map<string, string[]>();
-  for (const { row, alive, ours, go, floor, v2 } of lines) {
-    for (const [name, result] of Object.entries({ ours, Go: go, "empty Deno": floor, "v2 shim": v2 })) {
+  const failed = new Map<string, Set<string>>();
+  for (const { row, alive, ours, go, hosted, floor, v2 } of lines) {
+    for (const [name, result] of Object.entries({ ours, Go: go, hosted, "empty Deno": floor, "v2 shim": v2 })) {
       if (result?.error === undefined) continue;
-      entry(failed, `${name}, ${alive} alive: ${result.error}`, (): string[] => []).push(row.name);
+      entry(failed, `${name}, ${alive} alive: ${result.error}`, () => new Set<string>()).add(row.name);
     }
   }
-  return [...failed].map(([why, rows]) => `${why} (not measured: ${rows.join("; ")})`);
+  return [...failed].map(([why, rows]) => `${why} (not measured: ${[...rows].join("; ")})`);
 }

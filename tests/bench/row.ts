@@ -8,6 +8,8 @@ export interface Row {
   readonly moreIsBetter?: boolean;
   /** How many digits its numbers have behind the point; 2 unless given. */
   readonly digits?: number;
+  /** Whether it is only in the table of what is in a host. */
+  readonly isOfHost?: boolean;
 }
 
 /** A part of a round with a subject. Those after it go on from where it leaves that. */

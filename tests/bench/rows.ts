@@ -4,7 +4,7 @@ import { Signal } from "../../ffi/signals.ts";
 import { callStep } from "./calls.ts";
 import { RUNTIMES } from "./daemon.ts";
 import type { Extent } from "./extent.ts";
-import { outputSteps } from "./output.ts";
+import { FLOW_ROWS, outputSteps } from "./output.ts";
 import { newId, type Row, type Step, timed } from "./row.ts";
 import type { Subject } from "./subject.ts";
 
@@ -31,9 +31,17 @@ export const EXIT_EVENT: Row = { name: "exit to event delivered", unit: "ms" };
 export const KILL: Row = { name: "kill to Wait reply", unit: "ms" };
 /** Delete: `runc delete`. */
 export const DELETE: Row = { name: "delete", unit: "ms", digits: 1 };
+/** From SIGTERM to the shim's end, which has no container any more. */
 const END: Row = { name: "SIGTERM to gone", unit: "ms" };
 /** Also that of containerd's own default, runtime v2. */
 export const RUN: Row = { name: "`ctr run --rm`, whole", unit: "ms", digits: 1 };
+
+/** What the quick bench measures in a host. */
+export const QUICK_IN_HOST: ReadonlySet<Row> = new Set([
+  ...[FIRST_REPLY, CREATE, START, EXEC, EXIT_EVENT, KILL, DELETE, RUN],
+  ...callStep.rows,
+  ...[FLOW_ROWS.speed, FLOW_ROWS.cpu].flatMap(({ stdout }) => stdout.slice(0, 2)),
+]);
 
 /** The steps of a round. */
 export function steps(extent: Extent): readonly Step<Subject>[] {
@@ -76,7 +84,8 @@ export function steps(extent: Extent): readonly Step<Subject>[] {
   ];
 }
 
-const firstReply: Step<Subject> = {
+/** The first step: the shim is started. */
+export const firstReply: Step<Subject> = {
   rows: [FIRST_REPLY],
   isNeeded: true,
   measure: async (subject) => {
@@ -99,9 +108,16 @@ export const begin: readonly Step<Subject>[] = [
   { rows: [START], isNeeded: true, measure: async (subject) => [await timed(() => subject.startProcess())] },
 ];
 
+/** The last step of what needs the shim: it has no container, and ends. */
+export const lastEnd: Step<Subject> = {
+  rows: [END],
+  isNeeded: true,
+  measure: async (subject) => [await timed(() => subject.end("SIGTERM"))],
+};
+
 const end: readonly Step<Subject>[] = [
   { rows: [DELETE], isNeeded: true, measure: async (subject) => [await timed(() => subject.delete())] },
-  { rows: [END], isNeeded: true, measure: async (subject) => [await timed(() => subject.end("SIGTERM"))] },
+  lastEnd,
 ];
 
 /** The steps of a round whose shim has, in the place of its runtime, a program that does nothing. */

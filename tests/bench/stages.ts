@@ -3,10 +3,14 @@
 import { measureMemoryAlone, measureRounds } from "./alone.ts";
 import type { Bench } from "./bench.ts";
 import { compareWithAlone, measureInCrowd } from "./crowded.ts";
+import { measureFirstContainers, measureFloods, measureHostMemory, withWarmHost } from "./hosted.ts";
 
 /** All stages, one after another. */
 export async function measure(bench: Bench): Promise<void> {
-  await measureRounds(bench);
+  await measureFirstContainers(bench);
+  await withWarmHost(bench, () => measureRounds(bench));
+  await measureHostMemory(bench);
+  await measureFloods(bench);
   await measureMemoryAlone(bench);
   for (const crowd of bench.extent.crowds) {
     for (const competitor of bench.competitors) await measureInCrowd(bench, competitor, crowd);

@@ -9,8 +9,10 @@ import { isAlive } from "../e2e/proc.ts";
 import { type Attached, Shim } from "../e2e/shim.ts";
 import { makeSpec } from "../e2e/spec.ts";
 import { pause, within } from "../e2e/until.ts";
-import { type Child, spawn } from "./children.ts";
+import { ALONE, type Child, HOSTED, spawn } from "./children.ts";
 import type { Daemon } from "./daemon.ts";
+import { isInHost, onlyHost } from "./hosts.ts";
+import { cpuTimeOf, type ThreadCounts } from "./usage.ts";
 
 /** Mode of FIFOs, as containerd makes them. */
 const FIFO_MODE = 0o700;
@@ -29,6 +31,8 @@ export interface SubjectOptions {
   readonly rootfs: string;
   /** Takes the shim's events. */
   readonly daemon: Daemon;
+  /** Whether it is one that joins a host; others are by themselves. */
+  readonly isHosted: boolean;
 }
 
 /** A shim of one round. Unlike a test's it is this process's own child, and containerd itself takes its events. */
@@ -36,14 +40,17 @@ export class Subject extends Shim {
   override readonly rootfs: string;
   /** The containerd that takes its events, and has none of its containers. */
   readonly daemon: Daemon;
+  readonly #isHosted: boolean;
+  #host: number | undefined;
   #child: Child | undefined;
   #client: Client | undefined;
   readonly #held: number[] = [];
 
-  constructor({ path, rootfs, daemon }: SubjectOptions) {
+  constructor({ path, rootfs, daemon, isHosted }: SubjectOptions) {
     super({ shim: { name: "shim", path }, events: "none" });
     this.rootfs = rootfs;
     this.daemon = daemon;
+    this.#isHosted = isHosted;
   }
 
   /** With the daemon's address, and the program that publishes to it. */
@@ -68,6 +75,7 @@ export class Subject extends Shim {
    * Starts the shim. The socket listens, and a request waits in it, before the shim is there.
    *
    * @returns ms from just before posix_spawn(3) to the reply
+   * @throws {Error} when it is to be in a host and is not
    */
   async startTimed(): Promise<number> {
     const listener = listen(this.socketPath);
@@ -86,13 +94,16 @@ export class Subject extends Shim {
         cwd: this.bundle,
         descriptors: [null, output, output, listener.fd],
         newProcessGroup: true,
+        variables: this.#isHosted ? HOSTED : ALONE,
       });
     } finally {
       // The shim's own is the last, so that the connection breaks if the shim ends.
       listener[Symbol.dispose]();
     }
     await reply;
-    return performance.now() - start;
+    const ms = performance.now() - start;
+    if (this.#isHosted && !isInHost(this.pid)) throw new Error("the shim has found no host in time, and is by itself");
+    return ms;
   }
 
   /** The connection that there is from the beginning. */
@@ -104,6 +115,16 @@ export class Subject extends Shim {
   override get pid(): number {
     if (!this.#child) throw new Error("The shim has not been started");
     return this.#child.pid;
+  }
+
+  /** The process that answers the calls: the shim, or the host that it is in, which must be the only one. */
+  get server(): number {
+    return this.#isHosted ? this.#host ??= onlyHost() : this.pid;
+  }
+
+  /** CPU time that it has used, and its host for all containers, in s. */
+  cpuTime(): ThreadCounts {
+    return this.#isHosted ? new Map([...cpuTimeOf(this.pid), ...cpuTimeOf(this.server)]) : cpuTimeOf(this.pid);
   }
 
   override get status(): Promise<number> {

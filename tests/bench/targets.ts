@@ -1,15 +1,16 @@
 /** What the shim is meant to reach, in one place. */
 
 import { SHIM_INFO, STATE } from "./calls.ts";
+import { FIRST_CONTAINER, FLOOD_STATE, HOLDER_MEMORY, sharedMemory } from "./hosted.ts";
 import { AFTER_START, AFTER_WORK, GROWTH, WAKE_UPS } from "./memory.ts";
 import { FLOW_ROWS } from "./output.ts";
 import type { Row } from "./row.ts";
-import { AROUND, CREATE, DELETE, EXEC, EXIT_EVENT, FIRST_REPLY, KILL, START } from "./rows.ts";
+import { AROUND, CREATE, DELETE, EXEC, EXIT_EVENT, FIRST_REPLY, KILL, RUN, START } from "./rows.ts";
 
 /** A row's target. */
 export interface Target {
-  /** What counts: our median divided by Go's, or our median itself. */
-  readonly of: "ratio" | "value";
+  /** What counts: our median divided by Go's, or by that of ours alone, or our median itself. */
+  readonly of: "ratio" | "alone" | "value";
   /** What must not be passed: at most this, or at least where more is better. */
   readonly limit: number;
   /** What is wanted. */
@@ -51,6 +52,27 @@ export const TARGETS: ReadonlyMap<Row, Target> = new Map([
   [WAKE_UPS, atMost(0, 0)],
   [CROWD_COST, atMost(1.1, 1.0)],
 ]);
+
+/** The targets in a host. */
+const HOST_TARGETS: ReadonlyMap<Row, Target> = new Map([
+  [FIRST_CONTAINER, times(4, 3)],
+  [HOLDER_MEMORY, atMost(32, 8)],
+  [sharedMemory(8), times(1.0, 0.6)],
+  ...[32, 200].map((size): [Row, Target] => [sharedMemory(size), times(0.4, 0.2)]),
+  [FLOOD_STATE, times(3, 1.5)],
+  [FIRST_REPLY, times(0.8, 0.5)],
+  [RUN, times(1.0, 0.9)],
+]);
+
+/** How much worse a row may be in a host than alone. */
+const HOST_COST = 1.1;
+
+/** The target of a row in a host: what has none of its own is to be as good as alone. */
+export function hostTarget(row: Row): Target | undefined {
+  if (row.isOfHost || HOST_TARGETS.has(row)) return HOST_TARGETS.get(row);
+  const limit = row.moreIsBetter ? 1 / HOST_COST : HOST_COST;
+  return { of: "alone", limit, aim: 1, isSecondary: TARGETS.get(row)?.isSecondary ?? !TARGETS.has(row) };
+}
 
 /** What `--check` refuses where the limit is 0 and nothing is twice as bad. */
 export const FAILURE_OF_ZERO: ReadonlyMap<Row, number> = new Map([[WAKE_UPS, 1]]);
