@@ -4,6 +4,7 @@ import { entryTime } from "../ffi/clock.ts";
 import { becomeSubreaper, closeOnExecFrom, reap, restoreOpenFilesLimit, spawn } from "../ffi/process.ts";
 import { Signal } from "../ffi/signals.ts";
 import type { Options } from "./cli.ts";
+import type { Logger } from "./log.ts";
 import { openPlace } from "./place.ts";
 import type { Parent } from "./reaper.ts";
 import { Shim } from "./shim.ts";
@@ -25,8 +26,10 @@ export async function run(options: Options): Promise<number> {
   becomeSubreaper();
   restoreOpenFilesLimit();
   const unblocked = await blockEverywhere();
-  const place = await openPlace((message, fields) => shim.log.error(message, fields));
+  let log: Logger | undefined;
+  const place = await openPlace((message, fields) => log?.error(message, fields));
   const shim = new Shim(place, { options, pid: Deno.pid, cwd: Deno.cwd(), entered: entryTime(), parent: self });
+  log = shim.log;
   const onSignal = (signal: number) => signal === Signal.SIGCHLD ? shim.reaper.collect() : shim.onSignal(signal);
   if (unblocked.length === 0) {
     receive(place.poller, onSignal);

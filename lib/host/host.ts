@@ -49,8 +49,9 @@ export async function run([path]: readonly string[]): Promise<number> {
   for (const fd of [SOCKET, LOCK]) fds.setCloexec(fd);
   const unblocked = await blockEverywhere();
   if (unblocked.length > 0) throw new Error("a host needs an entry that has blocked its signals");
-  const place = await openPlace((message, fields) => host.tellAll(message, fields));
-  const host = new Host(place, path);
+  let host: Host | undefined;
+  const place = await openPlace((message, fields) => host?.tellAll(message, fields));
+  host = new Host(place, path);
   await host.ended;
   return 0;
 }
@@ -76,6 +77,7 @@ class Host {
     this.#options = { poller, devNull: fds.open("/dev/null", fds.O.RDWR), buffer: new Uint8Array(MAX_MESSAGE) };
     receive(poller, (signal) => this.#onSignal(signal));
     poller.add(SOCKET, Event.IN, () => this.#accept());
+    this.#noteSize();
     this.#wait();
   }
 
@@ -182,7 +184,7 @@ class Host {
     else this.#wait();
   }
 
-  /** Tells those who look for a host how many containers there are, so that they need not ask one that is full. */
+  /** Tells those who look for a host that it has started, and whether it is full. */
   #noteSize(): void {
     fds.writeAt(LOCK, new Uint8Array(new Uint32Array([this.#members.size]).buffer), 0);
   }

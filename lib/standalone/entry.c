@@ -274,7 +274,8 @@ enum {
   HOST_GONE = 1, /* exit status */
 };
 
-static const uint64_t JOIN_TIMEOUT = 200000000, RETRY_DELAY = 1000000; /* ns */
+/* In ns: how long a host may take to answer, and one that is only starting, which a shim by itself would have to do too. */
+static const uint64_t JOIN_TIMEOUT = 200000000, START_TIMEOUT = 999999999, RETRY_DELAY = 1000000;
 
 /* unix(7), socket(7), cmsg(3), flock(2), wait(2): what the kernel's headers for programs leave to the C library's. */
 enum { AF_UNIX = 1, SCM_RIGHTS = 1, MSG_PEEK = 2, MSG_TRUNC = 0x20, MSG_DONTWAIT = 0x40, WNOHANG = 1 };
@@ -386,7 +387,7 @@ static int is_ours(long host) {
  *
  * Returns what it says; 0 when it does not say anything in time, -1 when it has gone.
  */
-static int ask(long host, const struct started *started, uint32_t group) {
+static int ask(long host, const struct started *started, uint32_t group, uint64_t timeout) {
   char folder[MAX_FOLDER];
   const long folder_size = call(__NR_getcwd, folder, sizeof folder); /* with its NUL */
   if (failed(folder_size) || *folder != '/') return REFUSED;
@@ -400,7 +401,7 @@ static int ask(long host, const struct started *started, uint32_t group) {
   const struct message message = {NULL, 0, pieces, 3, &rights, RIGHTS_HEADER + 2 * sizeof(int), 0};
   const long sent = call(__NR_sendmsg, host, &message, MSG_NOSIGNAL);
   if (failed(sent)) return sent == -EMSGSIZE ? REFUSED : -1;
-  const int64_t left = (int64_t)(started->entered + JOIN_TIMEOUT - now());
+  const int64_t left = (int64_t)(started->entered + timeout - now());
   struct pollfd poll = {(int)host, POLLIN, 0};
   const struct __kernel_timespec time = {0, left > 0 ? left : 0};
   if (call(__NR_ppoll, &poll, 1, &time, 0, 0) == 0) return 0;
@@ -426,7 +427,7 @@ static long find_host(const struct started *started, uint32_t group) {
   char path[sizeof address.path];
   char *const number = append(append_number(append(append(path, FOLDER), "/"), kind_of_host()), "-");
   for (uint32_t slot = 0; slot < HOSTS;) {
-    if (now() - started->entered > JOIN_TIMEOUT) return -1;
+    uint64_t timeout = START_TIMEOUT;
     char *const end = append_number(number, slot);
     append(address.path, path);
     append(end, ".lock");
@@ -438,28 +439,32 @@ static long find_host(const struct started *started, uint32_t group) {
       const int is_there = !call(__NR_fstat, lock, &stat) && stat.st_nlink;
       const long listener = call(__NR_socket, AF_UNIX, SEQPACKET | NONBLOCK, 0);
       if (is_there) {
+        call(__NR_ftruncate, lock, 0);
         call(__NR_unlink, address.path);
         if (!call(__NR_bind, listener, &address, sizeof address) && !call(__NR_listen, listener, BACKLOG))
           start_host(started, address.path, listener, lock);
       }
       close_fd(listener);
     } else {
-      uint32_t count = 0;
-      call(__NR_pread64, lock, &count, sizeof count, 0);
-      if (count >= group) {
-        close_fd(lock);
-        slot++;
-        continue;
+      uint32_t count; /* written down by a host that has started */
+      if (call(__NR_pread64, lock, &count, sizeof count, 0) == sizeof count) {
+        timeout = JOIN_TIMEOUT;
+        if (count >= group) {
+          close_fd(lock);
+          slot++;
+          continue;
+        }
       }
     }
     close_fd(lock);
+    if (now() - started->entered > timeout) return -1;
     const long host = call(__NR_socket, AF_UNIX, SEQPACKET | NONBLOCK | O_CLOEXEC, 0);
     if (host < LISTENER) { /* without its standard descriptors this is nobody's shim */
       close_fd(host);
       return -1;
     }
     if (!call(__NR_connect, host, &address, sizeof address)) {
-      const int answer = is_ours(host) ? ask(host, started, group) : REFUSED;
+      const int answer = is_ours(host) ? ask(host, started, group, timeout) : REFUSED;
       if (answer == ACCEPTED) return host;
       /* That it is closed is what tells the host that nobody is left to be accepted. */
       close_fd(host);
