@@ -26,7 +26,7 @@ export async function run(options: Options): Promise<number> {
   becomeSubreaper();
   restoreOpenFilesLimit();
   const unblocked = await blockEverywhere();
-  let log: Logger | undefined;
+  let log: Logger | undefined = undefined;
   const place = await openPlace((message, fields) => log?.error(message, fields));
   const shim = new Shim(place, { options, pid: Deno.pid, cwd: Deno.cwd(), entered: entryTime(), parent: self });
   log = shim.log;

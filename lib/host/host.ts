@@ -49,7 +49,7 @@ export async function run([path]: readonly string[]): Promise<number> {
   for (const fd of [SOCKET, LOCK]) fds.setCloexec(fd);
   const unblocked = await blockEverywhere();
   if (unblocked.length > 0) throw new Error("a host needs an entry that has blocked its signals");
-  let host: Host | undefined;
+  let host: Host | undefined = undefined;
   const place = await openPlace((message, fields) => host?.tellAll(message, fields));
   host = new Host(place, path);
   await host.ended;
