@@ -120,20 +120,18 @@ class Host {
     if (join.build !== this.#build || standing(pid) !== this.#standing || !isListening(listener)) {
       return refuse("refused");
     }
-    const variable = (name: string) =>
-      join.environment.find((each) => each.startsWith(`${name}=`))?.slice(name.length + 1);
     let shim: Shim;
     try {
       const options = parse(join.args);
       // Help, and a socket that is not inherited, are for a process by itself.
       if (options === undefined || options.socket !== "") return refuse("refused");
       const { cwd, entered } = join;
-      shim = new Shim(this.#place, { options, pid, cwd, entered, temporary: variable("TMPDIR"), parent: holder });
+      shim = new Shim(this.#place, { options, pid, cwd, entered, temporary: join.variable("TMPDIR"), parent: holder });
     } catch {
       // It finds that out once more, by itself, and says it on its own standard error.
       return refuse("refused");
     }
-    holder.path = variable("PATH") ?? holder.path;
+    holder.path = join.variable("PATH") ?? holder.path;
     const member: Member = { holder, listener, shim };
     this.#members.add(member);
     this.#linger?.[Symbol.dispose]();

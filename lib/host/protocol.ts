@@ -36,8 +36,8 @@ export interface Join {
   readonly cwd: string;
   /** argv, without the first. */
   readonly args: readonly string[];
-  /** NAME=value each. */
-  readonly environment: readonly string[];
+  /** A variable of its environment. To be asked before the next message is received. */
+  variable(name: string): string | undefined;
 }
 
 /** What a holder says. */
@@ -82,19 +82,28 @@ function decodeJoin(bytes: Uint8Array, view: DataView): Join {
   if (protocol !== PROTOCOL) throw new Error(`a holder speaks version ${protocol} of the protocol, not ${PROTOCOL}`);
   const folderEnd = JOIN_SIZE + view.getUint32(JOIN.folderSize, true);
   const count = view.getUint32(JOIN.arguments, true);
-  const strings = new TextDecoder().decode(bytes.subarray(folderEnd)).split("\0");
-  if (strings.pop() !== "" || strings.length !== count + view.getUint32(JOIN.environment, true)) {
+  // Each is decoded by itself, if it is wanted: a part of a decoded text would keep all of it.
+  const strings: Uint8Array[] = [];
+  for (let at = folderEnd, end; (end = bytes.indexOf(0, at)) !== -1; at = end + 1) {
+    strings.push(bytes.subarray(at, end));
+  }
+  if (bytes.at(-1) !== 0 || strings.length !== count + view.getUint32(JOIN.environment, true)) {
     throw new Error(`a holder has sent ${strings.length} strings, which is not what it says`);
   }
+  const decoder = new TextDecoder();
   return {
     kind: "join",
     build: view.getBigUint64(JOIN.build, true),
     entered: view.getBigUint64(JOIN.entered, true),
     group: view.getUint32(JOIN.group, true),
     // Without its NUL.
-    cwd: new TextDecoder().decode(bytes.subarray(JOIN_SIZE, folderEnd - 1)),
-    args: strings.slice(1, count),
-    environment: strings.slice(count),
+    cwd: decoder.decode(bytes.subarray(JOIN_SIZE, folderEnd - 1)),
+    args: strings.slice(1, count).map((each) => decoder.decode(each)),
+    variable: (name) => {
+      const start = new TextEncoder().encode(`${name}=`);
+      const found = strings.slice(count).find((each) => start.every((byte, i) => each[i] === byte));
+      return found && decoder.decode(found.subarray(start.length));
+    },
   };
 }
 
