@@ -49,7 +49,7 @@ struct header {
   uint64_t build;      /* tells this build of the executable from others; 0: it has no hosts */
 };
 
-enum { ENTRY_OFFSET = 128 }; /* of _start from the header, also in entry.ld and pack.ts */
+enum { ENTRY_OFFSET = 80 }; /* of _start from the header, also in entry.ld and pack.ts */
 
 _Static_assert(sizeof(struct header) == 72 && sizeof(struct header) <= ENTRY_OFFSET, "pack.ts writes this layout");
 
@@ -271,6 +271,7 @@ enum {
   HOSTS = 100,  /* of one kind, at most: named by numbers below that */
   MAX_GIVEN = 6, /* descriptors that come with an order */
   MAX_FOLDER = 4096,
+  USED_STACK = 4 * PAGE,
   HOST_GONE = 1, /* exit status */
 };
 
@@ -565,6 +566,8 @@ __attribute__((noreturn)) static void hold(long host, const struct started *star
   call(__NR_fcntl, LISTENER, F_SETFD, FD_CLOEXEC);
   tell(host, GO, 0, 0);
   call(__NR_munmap, image, (long)(page_down((uintptr_t)&header) - image));
+  /* What the way here has used of the stack, below the page that this function is in. */
+  call(__NR_madvise, page_down((uintptr_t)&signals) - USED_STACK, USED_STACK, MADV_DONTNEED);
   const long signalled = call(__NR_signalfd4, -1, &signals, sizeof signals, O_NONBLOCK | O_CLOEXEC);
   for (;;) {
     struct signalfd_siginfo info;
@@ -620,10 +623,10 @@ static struct loaded load_interpreter(const char *path) {
   const long header_bytes = call(__NR_pread64, fd, &file, sizeof file, 0);
   if (header_bytes != sizeof file || !begins_with((const char *)file.e_ident, ELFMAG) || file.e_machine != EM_X86_64 ||
       file.e_type != ET_DYN || file.e_phentsize != sizeof *segments || file.e_phnum > MAX_INTERPRETER_HEADERS)
-    fail("no program interpreter for x86-64: ", path, -ENOEXEC);
+    fail("no program interpreter: ", path, -ENOEXEC);
   const long table = file.e_phnum * sizeof *segments;
   if (call(__NR_pread64, fd, segments, table, file.e_phoff) != table)
-    fail("no program interpreter for x86-64: ", path, -ENOEXEC);
+    fail("no program interpreter: ", path, -ENOEXEC);
 
   uintptr_t low = UINTPTR_MAX, high = 0;
   for (size_t i = 0; i < file.e_phnum; i++) {
@@ -632,7 +635,7 @@ static struct loaded load_interpreter(const char *path) {
     if (page_down(segments[i].p_vaddr) < low) low = page_down(segments[i].p_vaddr);
     if (end > high) high = end;
   }
-  if (low >= high) fail("no program interpreter for x86-64: ", path, -ENOEXEC);
+  if (low >= high) fail("no program interpreter: ", path, -ENOEXEC);
   /* One reservation for all segments: what lies between them stays unusable, and nothing else can come between. */
   const long reserved = call(__NR_mmap, 0, (long)(high - low), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (failed(reserved)) fail("cannot map ", path, reserved);
@@ -728,7 +731,7 @@ __attribute__((noreturn, used)) static void enter(const uintptr_t *stack) {
       interpreter = (const char *)(base + copies[i].p_vaddr);
     }
   }
-  if (!interpreter) fail("no program interpreter", "", -ENOEXEC);
+  if (!interpreter) fail("no program interpreter: ", "", -ENOEXEC);
   const struct loaded loaded = load_interpreter(interpreter);
 
   uintptr_t *out = frame + 1;

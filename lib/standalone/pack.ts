@@ -70,7 +70,7 @@ const PAGE = 4096n;
 // `struct header` of entry.c, and ENTRY_OFFSET.
 const MAGIC = "DENOENTR";
 const VERSION = 3;
-const ENTRY_OFFSET = 128;
+const ENTRY_OFFSET = 80;
 const OFFSET_OF = {
   version: 8,
   arguments: 12,
