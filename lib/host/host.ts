@@ -116,6 +116,8 @@ class Host {
   #join(holder: Holder, pid: number, join: Join, listener: number): Member | undefined {
     const refuse = (how: "refused" | "full") => void holder.tell(how);
     this.#build ??= join.build;
+    // The next host would not have room for it either.
+    if (this.#room < 1) return refuse("refused");
     if (this.#leaving || this.#members.size >= Math.min(join.group, this.#room)) return refuse("full");
     if (join.build !== this.#build || standing(pid) !== this.#standing || !isListening(listener)) {
       return refuse("refused");

@@ -593,6 +593,7 @@ static uint32_t group_size(const struct started *started) {
     if (!begins_with(started->envp[i], GROUP)) continue;
     size = 0;
     const char *digit = started->envp[i] + sizeof GROUP - 1;
+    if (!*digit) size = DEFAULT_GROUP;
     while (*digit >= '0' && *digit <= '9' && size < 100000) size = size * 10 + (uint32_t)(*digit++ - '0');
     if (*digit) size = DEFAULT_GROUP;
   }

@@ -53,6 +53,8 @@ export interface ContainerdOptions {
   readonly trace?: boolean;
   /** A folder in which it, and its shims, look for programs first. */
   readonly programs?: string;
+  /** What is put before the daemon's command line, and runs it. */
+  readonly prefix?: readonly string[];
 }
 
 /** Options of {@linkcode Containerd.runArguments}. */
@@ -105,6 +107,7 @@ export class Containerd {
   readonly #shimDebug: boolean;
   readonly #level: "trace" | "info";
   readonly #programs: string | undefined;
+  readonly #before: readonly string[];
   readonly #ids: string[] = [];
   #execs = 0;
   #daemon: Deno.ChildProcess | undefined;
@@ -119,6 +122,7 @@ export class Containerd {
     this.#shimDebug = options.shimDebug ?? true;
     this.#level = options.trace ? "trace" : "info";
     this.#programs = options.programs;
+    this.#before = options.prefix ?? [];
   }
 
   /** Where containerd makes the bundles of its containers. */
@@ -179,7 +183,7 @@ level = "${this.#level}"
       }),
     );
     const command = ["sh", "-c", `exec '${CONTAINERD}' -c '${config}' >>'${this.#logFile}' 2>&1`];
-    const [program, ...args] = [...await this.#prefix(), ...command] as [string, ...string[]];
+    const [program, ...args] = [...this.#before, ...await this.#prefix(), ...command] as [string, ...string[]];
     const daemon = new Deno.Command(program, {
       args,
       stdin: "null",

@@ -147,7 +147,7 @@ export function descriptorsOf(pid: number): Map<number, string> {
 
 /** Whether a shim is a holder: what it maps of its executable is the entry alone. */
 export function isHolder(shim: number): boolean {
-  return Deno.readTextFileSync(`/proc/${shim}/maps`).match(/containerd-shim$/gm)?.length === 1;
+  return Deno.readTextFileSync(`/proc/${shim}/maps`).match(/containerd-shim( \(deleted\))?$/gm)?.length === 1;
 }
 
 /** What all the descriptors are that may be a shim's: its own, and those of the hosts that there are. */

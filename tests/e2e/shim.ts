@@ -57,6 +57,8 @@ export interface ShimOptions extends SpecOptions {
   readonly runtime?: string;
   /** The version of cgroups that the shim finds alone; as the machine has them, unless given. */
   readonly cgroups?: CgroupVersion;
+  /** What is put before the shim's command line, and becomes it. */
+  readonly prefix?: readonly string[];
   /** Whether the test ends the shim itself. */
   readonly endsItself?: boolean;
 }
@@ -137,6 +139,7 @@ export class Shim {
   readonly #options: ShimOptions;
   #process: Deno.ChildProcess | undefined;
   #ended = false;
+  #firstAnswerMs = NaN;
   readonly #shown = new AsyncDisposableStack();
   #client: Client | undefined;
   readonly #fifos: string[] = [];
@@ -193,9 +196,11 @@ export class Shim {
     await Deno.writeTextFile(`${this.bundle}/config.json`, JSON.stringify(spec));
     await this.events.start();
     const inherited = this.#options.socket === undefined ? this.socketPath : "";
+    const startedAt = performance.now();
     this.#process = new Deno.Command("perl", {
       args: [
         ...["-e", LISTEN_AND_EXEC, inherited, `${this.folder}/output`],
+        ...this.#options.prefix ?? [],
         ...cgroups ? withCgroups(cgroups) : [],
         ...this.arguments,
       ],
@@ -206,6 +211,12 @@ export class Shim {
     }).spawn();
     this.#process.status.then(() => this.#ended = true);
     await this.call("ShimInfo", new Uint8Array(), EMPTY);
+    this.#firstAnswerMs = performance.now() - startedAt;
+  }
+
+  /** How long it took to start, up to its first answer. */
+  get firstAnswerMs(): number {
+    return this.#firstAnswerMs;
   }
 
   /** The shim's process. */
