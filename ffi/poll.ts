@@ -17,6 +17,7 @@ const c = libc({
   epoll_create1: [["i32"], "i32"],
   epoll_ctl: [["i32", "i32", "i32", "buffer"], "i32"],
   epoll_wait: [["i32", "buffer", "i32", "i32"], "i32"],
+  eventfd: [["u32", "i32"], "i32"],
 });
 
 /** epoll_ctl(2) and epoll_create(2); values from linux/eventpoll.h. */
@@ -24,6 +25,8 @@ const EPOLL_CTL_ADD = 1;
 const EPOLL_CTL_DEL = 2;
 const EPOLL_CTL_MOD = 3;
 const EPOLL_CLOEXEC = 0o2000000;
+/** eventfd(2) */
+const EFD_CLOEXEC = 0o2000000;
 
 /** Events of epoll_ctl(2). ERR and HUP are always reported. */
 export const Event = {
@@ -68,9 +71,12 @@ export class Poller {
   /** Another instance, for what has to stand back; watched by the first one. */
   readonly #bulk: number;
   readonly #bulkEvents = new Batch();
-  /** Whether there is something on it, and whether this has just been said. */
+  /** Whether there is something on it that has not been dealt with. */
   #bulkWaits = false;
-  #bulkCame = false;
+  /** Can always be written to, and never is: {@link again} has it wake us. */
+  readonly #bell: number;
+  /** How many of the events at hand are of these two. */
+  #own = 0;
   /** Whether it has had no turn the last time, for others' sake. */
   #stoodBack = false;
   /** Tells a descriptor's events from those of an earlier one of the same number. */
@@ -81,7 +87,12 @@ export class Poller {
     this.#waker = waker;
     this.#byte = byte;
     this.#bulk = check(c().epoll_create1(EPOLL_CLOEXEC), "epoll_create1");
-    this.add(this.#bulk, Event.IN, () => this.#bulkWaits = this.#bulkCame = true);
+    this.add(this.#bulk, Event.IN, () => {
+      this.#bulkWaits = true;
+      this.#own++;
+    });
+    this.#bell = check(c().eventfd(0, EFD_CLOEXEC), "eventfd");
+    this.add(this.#bell, Event.OUT, () => this.#own++);
   }
 
   /**
@@ -197,14 +208,14 @@ export class Poller {
     const end = performance.now() + SLICE_MS;
     for (;;) {
       const count = this.#events.take(this.#epoll);
-      this.#bulkCame = false;
+      this.#own = 0;
       for (let i = 0; i < count; i++) this.#call(this.#events, i, onError);
       if (!this.#bulkWaits) {
         if (count < BATCH) return;
         continue;
       }
       // What others have been told goes on when Deno's loop has its turn: that comes first, but not for ever.
-      const others = count - (this.#bulkCame ? 1 : 0);
+      const others = count - this.#own;
       this.#stoodBack = others > 0 && !this.#stoodBack;
       if (this.#stoodBack) break;
       const now = performance.now();
@@ -212,7 +223,8 @@ export class Poller {
       if (!this.#bulkWaits && count < BATCH) return;
       if (others > 0 || now > end) break;
     }
-    this.again(this.#bulk);
+    // What is left may have been taken from the kernel already, which will not say it again.
+    this.again(this.#bell);
   }
 
   /** @returns whether there was anything to do */

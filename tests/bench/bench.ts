@@ -1,6 +1,7 @@
 /** What the stages of the bench share. */
 
 import { messageOf } from "../../lib/errors.ts";
+import { expectNoEnd } from "./children.ts";
 import type { Extent } from "./extent.ts";
 import type { Holder } from "./memory.ts";
 import type { Contender, Results } from "./results.ts";
@@ -64,7 +65,11 @@ export function holder<T>({ wanted, results }: Bench, alive: number, contender: 
   };
 }
 
-/** Does something for the sake of some rows, all of which have failed if that fails. */
+/**
+ * Does something for the sake of some rows, all of which have failed if that fails.
+ *
+ * @throws {Error} when the bench has been interrupted
+ */
 export async function noting(
   { wanted, results }: Bench,
   { alive, contenders, rows }: {
@@ -77,6 +82,7 @@ export async function noting(
   try {
     await action();
   } catch (error) {
+    expectNoEnd();
     for (const contender of contenders) {
       for (const row of rows.filter(wanted)) results.of(alive, contender, row).error ??= messageOf(error);
     }

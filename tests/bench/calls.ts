@@ -44,9 +44,12 @@ export const callStep: Step<Subject> = {
     ),
 };
 
-/** Calls State, one call after another, on any CPU; p50 in µs. */
+/** Between two calls of somebody who calls now and then, in ms. */
+const PAUSE_MS = 5;
+
+/** Calls State now and then, on any CPU; p50 in µs. */
 export async function stateLatency(subject: Subject, count: number): Promise<number> {
-  return (await callBy([], subject, { methods: ["State"], callers: [1], count }))[0]!;
+  return (await callBy([], subject, { methods: ["State"], callers: [1], count, pauseMs: PAUSE_MS }))[0]!;
 }
 
 /** What {@linkcode CLIENT} is to call. */
@@ -56,6 +59,8 @@ export interface CallPlan {
   readonly callers: readonly number[];
   /** Calls of one sample. */
   readonly count: number;
+  /** How long a caller waits after each, in ms; not at all unless given. */
+  readonly pauseMs?: number;
 }
 
 async function callBy(pinned: readonly string[], subject: Subject, plan: CallPlan): Promise<number[]> {

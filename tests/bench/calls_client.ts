@@ -9,6 +9,7 @@
 
 import { containerd } from "../../lib/api/mod.js";
 import { Client } from "../../lib/ttrpc/client.ts";
+import { pause } from "../e2e/until.ts";
 import type { CallPlan } from "./calls.ts";
 import { quantile } from "./stats.ts";
 
@@ -18,8 +19,11 @@ const WARM_UP_SHARE = 5;
 const SERVICE = "containerd.runtime.linux.shim.v1.Shim";
 const { StateRequest } = containerd.runtime.linux.shim.v1;
 
-/** Calls by several callers, of which each calls again as soon as it has been answered; what each call took, in µs. */
-async function latencies(call: () => Promise<unknown>, count: number, callers: number): Promise<number[]> {
+/** Calls by several callers, of which each calls again when it has been answered; what each call took, in µs. */
+async function latencies(
+  call: () => Promise<unknown>,
+  { count, callers, pauseMs }: { readonly count: number; readonly callers: number; readonly pauseMs: number },
+): Promise<number[]> {
   const samples: number[] = [];
   let left = count;
   const callOnAndOn = async () => {
@@ -27,6 +31,7 @@ async function latencies(call: () => Promise<unknown>, count: number, callers: n
       const start = performance.now();
       await call();
       samples.push((performance.now() - start) * 1000);
+      if (pauseMs > 0) await pause(pauseMs);
     }
   };
   await Promise.all(Array.from({ length: callers }, callOnAndOn));
@@ -35,15 +40,15 @@ async function latencies(call: () => Promise<unknown>, count: number, callers: n
 
 if (import.meta.main) {
   const [path, id, plan] = Deno.args as [string, string, string];
-  const { methods, callers, count }: CallPlan = JSON.parse(plan);
+  const { methods, callers, count, pauseMs = 0 }: CallPlan = JSON.parse(plan);
   const requests = { ShimInfo: new Uint8Array(), State: StateRequest.encode({ id }).finish() };
   using client = new Client(await Deno.connect({ transport: "unix", path }));
   const results: number[] = [];
   for (const method of methods) {
     const call = () => client.call(SERVICE, method, requests[method]);
     for (const each of callers) {
-      await latencies(call, Math.ceil(count / WARM_UP_SHARE), each);
-      const samples = await latencies(call, count, each);
+      await latencies(call, { count: Math.ceil(count / WARM_UP_SHARE), callers: each, pauseMs });
+      const samples = await latencies(call, { count, callers: each, pauseMs });
       results.push(quantile(samples, 0.5), quantile(samples, 0.99));
     }
   }

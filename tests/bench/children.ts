@@ -94,6 +94,11 @@ async function succeed(args: readonly string[], stdout: number | null): Promise<
   if (status !== 0) throw new Error(`'${args.join(" ")}' ended with ${status}`);
 }
 
+/** @throws {Error} once {@linkcode endAll} has been called */
+export function expectNoEnd(): void {
+  if (isEnding) throw new Error("the bench is ending");
+}
+
 /** Kills a process, unless it has ended. */
 export function killIfAlive(pid: number): void {
   if (!isAlive(pid)) return;

@@ -60,7 +60,7 @@ export const FULL: Extent = {
   idleMs: 60_000,
   idleAfterMs: 25_000,
   crowds: [{ alive: 50, rounds: 5, callsAlone: false }, { alive: 200, rounds: 5, callsAlone: false }],
-  host: { isOnly: false, isWhole: true, sizes: [1, 8, 32, 200], times: 2, flood: { times: 5, calls: 300 } },
+  host: { isOnly: false, isWhole: true, sizes: [1, 8, 32, 200], times: 2, flood: { times: 5, calls: 200 } },
 };
 
 /** One or two minutes, to see whether something is badly wrong. */

@@ -14,6 +14,7 @@ import { folder } from "./folder.ts";
 import { messageOf } from "../../lib/errors.ts";
 import { must } from "../e2e/command.ts";
 import { makeRootfs } from "../e2e/rootfs.ts";
+import { pause } from "../e2e/until.ts";
 import type { Competitor } from "./bench.ts";
 import { chart } from "./chart.ts";
 import { adoptAll, ALONE, endAll, HOSTED } from "./children.ts";
@@ -27,6 +28,9 @@ import { report } from "./report.ts";
 import { errors, Results } from "./results.ts";
 import { measure } from "./stages.ts";
 import { failures } from "./verdict.ts";
+
+/** How long what is being measured may take to notice that it was interrupted, in ms. */
+const NOTICE_MS = 5_000;
 
 /** Whether the bench was told to stop. */
 let interrupted = false;
@@ -44,6 +48,8 @@ addEventListener("unhandledrejection", (event) => {
   event.preventDefault();
   if (!interrupted) console.error(`A rejection that nobody awaited: ${messageOf(event.reason)}`);
 });
+
+let measuring: Promise<void> | undefined;
 
 async function main(): Promise<number> {
   const flags = parseFlags(Deno.args);
@@ -74,7 +80,8 @@ async function main(): Promise<number> {
       results,
       say: (what) => console.error(what),
     });
-  await Promise.race([bench(), interruption.promise]);
+  measuring = bench();
+  await Promise.race([measuring, interruption.promise]);
 
   const { isOnly } = flags.extent.host;
   const aloneLines = isOnly ? [] : results.alive.flatMap((alive) => results.lines(alive));
@@ -97,6 +104,8 @@ try {
 } finally {
   const files = hostFiles();
   await endAll();
+  // It makes nothing new then.
+  await Promise.race([measuring?.catch(() => {}), pause(NOTICE_MS)]);
   for (const path of files) await Deno.remove(path).catch(() => {}); // those of the hosts that it has killed
   for (const failure of await disownAll()) {
     console.error(`Something is left: ${messageOf(failure)}`);

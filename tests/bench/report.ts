@@ -50,6 +50,8 @@ function hostSection(lines: readonly HostLine[]): string {
       SETTLE_MS / 1000
     } s after the last start; that of all is the private dirty memory of hosts and holders, or of all ` +
     "shims, divided by the number of containers, which do nothing. CPU time is the holder's, and all of its host's.",
+    "While others write, somebody calls State now and then, some ms after each answer; the writers' output is read as fast " +
+    "as it comes.",
     "× alone: the median in a host divided by that alone.",
   ];
   return ["## In a host", ...paragraphs.map(wrap), hostTable(lines)].join("\n\n");

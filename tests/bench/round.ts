@@ -1,6 +1,7 @@
 /** A round: a contender is taken through its steps. */
 
 import { messageOf } from "../../lib/errors.ts";
+import { expectNoEnd } from "./children.ts";
 import { disown, own, type Removable } from "./owned.ts";
 import type { Result } from "./results.ts";
 import type { Row, Step, Wanted } from "./row.ts";
@@ -19,7 +20,11 @@ export interface Round<T> {
   readonly keep: boolean;
 }
 
-/** Does a round; a row that fails once is left out from then on. */
+/**
+ * Does a round; a row that fails once is left out from then on.
+ *
+ * @throws {Error} when the bench has been interrupted
+ */
 export async function runRound<T extends Removable>(round: Round<T>): Promise<void> {
   const subject = own(round.begin());
   try {
@@ -33,6 +38,7 @@ export async function runRound<T extends Removable>(round: Round<T>): Promise<vo
           if (round.keep) samples.forEach((sample, at) => rows[at] && results[at]!.samples.push(sample));
         }
       } catch (error) {
+        expectNoEnd();
         const output = round.output?.(subject).trim();
         for (const each of results) each.error ??= messageOf(error) + (output ? `; it said: ${output}` : "");
         // Those after it would only fail too.

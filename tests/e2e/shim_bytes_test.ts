@@ -115,3 +115,31 @@ Deno.test("output in small pieces arrives whole, and what is printed alone arriv
     assertEquals((await shim.wait()).status, 0);
     await shim.delete();
   }));
+
+/** Processes that print at the same time, and how much each does, in bytes. */
+const PRINTERS = 16;
+const PRINTED = 64 << 20;
+
+Deno.test("the output of many processes arrives whole, all at the same time", () =>
+  withShim({}, async (shim) => {
+    await shim.run();
+    const args = ["sh", "-c", `read go; exec dd if=/dev/zero bs=65536 count=${PRINTED / 65_536} 2>/dev/null`];
+    const printers = await Promise.all(Array.from({ length: PRINTERS }, async (_, i) => {
+      const fifos = await shim.fifos(`p${i}`);
+      // A program each: they are to read as fast as they can, and not in turn.
+      const count = must(["sh", "-c", `wc -c <'${fifos.stdout}'`], { patienceMs: 60_000 });
+      const stderr = Reader.open(fifos.stderr);
+      await shim.exec(`p${i}`, args, fifos);
+      await shim.startProcess(`p${i}`);
+      return { count, stderr: await stderr, stdin: await Writer.open(fifos.stdin) };
+    }));
+    for (const { stdin } of printers) await stdin.write("\n");
+    for (const { count, stdin, stderr } of printers) {
+      assertEquals(Number(await count), PRINTED);
+      stdin[Symbol.dispose]();
+      stderr.close();
+    }
+    await shim.kill(9);
+    await shim.wait();
+    await shim.delete();
+  }));
