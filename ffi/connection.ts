@@ -8,7 +8,7 @@
 import * as fds from "./fd.ts";
 import { Errno, errno, libc, SystemError } from "./libc.ts";
 import { Event, type Poller } from "./poll.ts";
-import { accept, isListening, listenOn } from "./socket.ts";
+import { accept, isListening, listenOn, MSG_NOSIGNAL } from "./socket.ts";
 
 const c = libc({
   // ssize_t; but nothing as large as an i32 is asked for.
@@ -16,8 +16,6 @@ const c = libc({
   send: [["i32", "buffer", "usize", "i32"], "i32"],
 });
 
-/** send(2): EPIPE is enough, the signal would be everybody's. */
-const MSG_NOSIGNAL = 0x4000;
 /** Connections accepted in one turn. */
 const TURN = 16;
 

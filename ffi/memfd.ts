@@ -5,7 +5,6 @@ import * as fds from "./fd.ts";
 
 const c = libc({
   memfd_create: [["buffer", "u32"], "i32"],
-  pwrite: [["i32", "buffer", "usize", "i64"], "isize"],
   pread: [["i32", "buffer", "usize", "i64"], "isize"],
 });
 
@@ -36,7 +35,7 @@ export class MemoryFile implements Disposable {
     for (let at = 0; at < bytes.length;) {
       const rest = bytes.subarray(at);
       at += check(
-        Number(c().pwrite(this.fd, rest, BigInt(rest.length), BigInt(at))),
+        fds.writeAt(this.fd, rest, at),
         "pwrite to descriptor",
         this.fd,
       );

@@ -151,16 +151,20 @@ export class Poller {
 
   /** Has what is there on a descriptor reported once more, after the others have had their turn. */
   again(fd: number): void {
-    const serial = this.#serials.get(fd);
-    const watch = serial === undefined ? undefined : this.#watches.get(serial);
-    if (watch) this.#control(EPOLL_CTL_MOD, watch.epoll, fd, watch.events, serial!);
+    this.#modify(fd, ~0);
   }
 
   /** Reports nothing of a descriptor but errors and its end, until {@link again}. */
   pause(fd: number): void {
+    this.#modify(fd, 0);
+  }
+
+  /** Has its events that are in `mask` reported from now on, also those that are there; nothing, if it is not watched. */
+  #modify(fd: number, mask: number): void {
     const serial = this.#serials.get(fd);
-    const watch = serial === undefined ? undefined : this.#watches.get(serial);
-    if (watch) this.#control(EPOLL_CTL_MOD, watch.epoll, fd, 0, serial!);
+    if (serial === undefined) return;
+    const watch = this.#watches.get(serial)!;
+    this.#control(EPOLL_CTL_MOD, watch.epoll, fd, watch.events & mask, serial);
   }
 
   /** Ends the watching of a descriptor; nothing, when it was not watched. */

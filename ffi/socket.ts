@@ -23,6 +23,8 @@ const SOCK_STREAM = 1;
 const SOCK_NONBLOCK = 0o4000;
 const SOCK_CLOEXEC = 0o2000000;
 export const SOL_SOCKET = 1;
+/** send(2): EPIPE is enough, the signal would be everybody's. */
+export const MSG_NOSIGNAL = 0x4000;
 const SO_PEERCRED = 17;
 const SO_ACCEPTCONN = 30;
 /** sizeof(struct sockaddr_un), and where its path begins. */
@@ -51,9 +53,9 @@ export function peerCredentials(fd: number): Credentials {
   return { pid: ucred[0]!, uid: ucred[1]! >>> 0, gid: ucred[2]! >>> 0 };
 }
 
-/** This process's own effective user and group. */
-export function ownCredentials(): Credentials {
-  return { pid: Deno.pid, uid: c().geteuid(), gid: c().getegid() };
+/** Whether somebody is this process's own effective user and group. */
+export function isOwnUser({ uid, gid }: Credentials): boolean {
+  return uid === c().geteuid() && gid === c().getegid();
 }
 
 function option(fd: number, name: number, words: number): Int32Array {

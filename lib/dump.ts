@@ -17,17 +17,23 @@ export interface Subjects {
   readonly since: number;
 }
 
-/** Calls in flight with their age, processes and their states, bytes moved, uptime: a line each; and what is said of the process. */
-export function describe({ pid, calls, processes, events, since }: Subjects, process: readonly string[]): string[] {
+/**
+ * Calls in flight with their age, processes and their states, bytes moved, uptime: a line each.
+ *
+ * @param place lines about the process that the shim lives in
+ */
+export function describe(shim: Subjects, place: readonly string[]): string[] {
+  const { calls, processes, events, since } = shim;
   const now = performance.now();
-  const lines = ["=== BEGIN dump ===", `shim ${pid} up for ${seconds(now - since)}, ${events.size} events to deliver`];
+  const up = `shim ${shim.pid} up for ${seconds(now - since)}, ${events.size} events to deliver`;
+  const lines = ["=== BEGIN dump ===", up];
   for (const { method, startedAt } of calls) lines.push(`call ${method} in flight for ${seconds(now - startedAt)}`);
   for (const process of processes) {
     const { id, pid, state, exit } = process;
     const moved = Object.entries(process.moved).map(([name, bytes]) => ` ${name} ${bytes} bytes`).join("");
     lines.push(`process ${id} pid ${pid} ${state}${exit ? ` with status ${exit.status}` : ""}${moved}`);
   }
-  return [...lines, ...process, "=== END dump ==="];
+  return [...lines, ...place, "=== END dump ==="];
 }
 
 /** Memory and descriptors of this process. */

@@ -5,7 +5,7 @@ import { Connection, Listener } from "../ffi/connection.ts";
 import { close, O, open, write } from "../ffi/fd.ts";
 import { ensureFifo, unreadBytes } from "../ffi/pipe.ts";
 import { Signal, signalName } from "../ffi/signals.ts";
-import { ADDRESS_LIMIT, ownCredentials, peerCredentials } from "../ffi/socket.ts";
+import { ADDRESS_LIMIT, isOwnUser, peerCredentials } from "../ffi/socket.ts";
 import { within } from "./async.ts";
 import type { Options } from "./cli.ts";
 import type { Subjects } from "./dump.ts";
@@ -161,9 +161,8 @@ export class Shim {
 
   #accepted(fd: number): void {
     const { log } = this;
-    const own = ownCredentials();
     const peer = peerCredentials(fd);
-    if (peer.uid !== own.uid || peer.gid !== own.gid) {
+    if (!isOwnUser(peer)) {
       log.warn("connection refused: not this shim's user", { ...peer });
       close(fd);
       return;

@@ -9,7 +9,7 @@
 import * as fds from "../../ffi/fd.ts";
 import { Event } from "../../ffi/poll.ts";
 import { Signal } from "../../ffi/signals.ts";
-import { accept, isListening, ownCredentials, peerCredentials } from "../../ffi/socket.ts";
+import { accept, isListening, isOwnUser, peerCredentials } from "../../ffi/socket.ts";
 import { parse } from "../cli.ts";
 import { openPlace, type Place } from "../place.ts";
 import { Shim } from "../shim.ts";
@@ -97,15 +97,14 @@ class Host {
 
   /** Listens to a process that wants to become a holder here. */
   #greet(socket: number): void {
-    const { pid, uid, gid } = peerCredentials(socket);
-    const own = ownCredentials();
-    if (uid !== own.uid || gid !== own.gid) return fds.close(socket);
+    const peer = peerCredentials(socket);
+    if (!isOwnUser(peer)) return fds.close(socket);
     let member: Member | undefined;
     const holder: Holder = new Holder(socket, this.#options, (message, descriptors) => {
       if (message === undefined) return this.#gone(member);
       if (member !== undefined) return this.#told(member, message);
       if (message.kind === "join" && descriptors.length === 1) {
-        member = this.#join(holder, pid, message, descriptors[0]!);
+        member = this.#join(holder, peer.pid, message, descriptors[0]!);
         if (member !== undefined) return;
       }
       descriptors.forEach(fds.close);
