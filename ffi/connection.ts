@@ -8,7 +8,7 @@
 import * as fds from "./fd.ts";
 import { Errno, errno, libc, SystemError } from "./libc.ts";
 import { Event, type Poller } from "./poll.ts";
-import { accept, isListening, listenOn, MSG_NOSIGNAL } from "./socket.ts";
+import { isListening, listenOn, MSG_NOSIGNAL, peekFromStart } from "./socket.ts";
 
 const c = libc({
   // ssize_t; but nothing as large as an i32 is asked for.
@@ -16,8 +16,10 @@ const c = libc({
   send: [["i32", "buffer", "usize", "i32"], "i32"],
 });
 
-/** Connections accepted in one turn. */
-const TURN = 16;
+/** recv(2) */
+const MSG_PEEK = 2;
+/** How much is taken at once of what has been looked at, in bytes. */
+const TAKE = 65_536;
 
 /** A listening socket. */
 export class Listener {
@@ -54,28 +56,20 @@ export class Listener {
 
   #poller: Poller | undefined;
 
+  /** The socket: the listener's. */
+  get fd(): number {
+    return this.#fd;
+  }
+
   /**
-   * Has each connection handed over, which is the handler's to close, until {@link close}.
+   * Has it told whenever a connection waits, until {@link close}: one may be accepted then, and {@link retry} tells of the
+   * next.
    *
-   * @param onError told why a connection could not be accepted; it is the handler's to {@link retry}
    * @throws {SystemError}
    */
-  accept(poller: Poller, onConnection: (fd: number) => void, onError: (error: unknown) => void): void {
+  watch(poller: Poller, onWaiting: () => void): void {
     this.#poller = poller;
-    poller.add(this.#fd, Event.IN, () => {
-      try {
-        for (let i = 0; i < TURN; i++) {
-          const fd = accept(this.#fd);
-          if (fd === undefined) return;
-          onConnection(fd);
-          // By what it has brought.
-          if (this.#poller === undefined) return;
-        }
-        this.retry();
-      } catch (error) {
-        onError(error);
-      }
-    });
+    poller.add(this.#fd, Event.IN, onWaiting);
   }
 
   /** Looks again who waits. */
@@ -104,6 +98,17 @@ interface Waiting<T> {
   readonly reject: (error: Error) => void;
 }
 
+/** Options of {@link Connection}. */
+export interface ConnectionOptions {
+  /**
+   * Whether what is read stays in the socket, for somebody else to read if this process cannot go on, until it is taken by
+   * {@link Connection.take}.
+   */
+  readonly peeks?: boolean;
+  /** Closes the socket, which is nobody else's, unless given. */
+  readonly close?: (fd: number) => void;
+}
+
 /** A connected stream socket, read and written as Deno's are. One read and one write at a time. */
 export class Connection {
   readonly #fd: number;
@@ -115,18 +120,23 @@ export class Connection {
   #hungUp = false;
   #reading: Waiting<number | null> | undefined;
   #writing: Waiting<number> | undefined;
+  readonly #flags: number;
+  readonly #close: (fd: number) => void;
 
   /**
    * @param fd nonblocking; the connection's from then on
    * @throws {SystemError} when it cannot be watched; it is closed then
    */
-  constructor(poller: Poller, fd: number) {
+  constructor(poller: Poller, fd: number, { peeks = false, close = fds.close }: ConnectionOptions = {}) {
     this.#fd = fd;
     this.#poller = poller;
+    this.#flags = peeks ? MSG_PEEK : 0;
+    this.#close = close;
     try {
+      if (peeks) peekFromStart(fd);
       poller.add(fd, Event.IN | Event.OUT | Event.RDHUP, (events) => this.#wake(events));
     } catch (error) {
-      fds.close(fd);
+      close(fd);
       throw error;
     }
   }
@@ -159,12 +169,22 @@ export class Connection {
     });
   }
 
+  /** Takes so many bytes from the socket that have been read, where it peeks. */
+  take(count: number): void {
+    if (this.#flags === 0) return;
+    for (let left = count; left > 0 && this.#open;) {
+      const taken = c().recv(this.#fd, scratch ??= new Uint8Array(TAKE), BigInt(Math.min(left, TAKE)), 0);
+      if (taken <= 0) return;
+      left -= taken;
+    }
+  }
+
   /** Closes it; what waits is interrupted. */
   close(): void {
     if (!this.#open) return;
     this.#open = false;
     this.#poller.remove(this.#fd);
-    fds.close(this.#fd);
+    this.#close(this.#fd);
     this.#interrupt();
   }
 
@@ -186,7 +206,7 @@ export class Connection {
 
   #read(): void {
     const { buffer, resolve, reject } = this.#reading!;
-    const count = c().recv(this.#fd, buffer, BigInt(buffer.length), 0);
+    const count = c().recv(this.#fd, buffer, BigInt(buffer.length), this.#flags);
     if (count < 0) {
       const error = errno();
       if (error === Errno.EAGAIN) {
@@ -217,6 +237,9 @@ export class Connection {
     resolve(count);
   }
 }
+
+/** Where {@link Connection.take} puts what nobody wants any more. */
+let scratch: Uint8Array<ArrayBuffer> | undefined;
 
 /** The error as Deno's sockets have it, where they have one of its own. */
 function failure(call: string, error: number, fd: number): Error {

@@ -10,6 +10,7 @@ const c = libc({
   // ssize_t; but nothing as large as an i32 is asked for.
   read: [["i32", "buffer", "usize"], "i32"],
   write: [["i32", "buffer", "usize"], "i32"],
+  pread: [["i32", "buffer", "usize", "i64"], "isize"],
   pwrite: [["i32", "buffer", "usize", "i64"], "isize"],
 });
 
@@ -104,6 +105,11 @@ export function write(fd: number, buffer: Uint8Array<ArrayBuffer>): number {
 /** pwrite(2): writes at a place of a file, in bytes; the number of bytes, -1 on failure (see errno). */
 export function writeAt(fd: number, buffer: Uint8Array<ArrayBuffer>, at: number): number {
   return Number(c().pwrite(fd, buffer, BigInt(buffer.length), BigInt(at)));
+}
+
+/** pread(2): reads from a place of a file, in bytes; the number of bytes, fewer at its end, -1 on failure (see errno). */
+export function readAt(fd: number, buffer: Uint8Array<ArrayBuffer>, at: number): number {
+  return Number(c().pread(fd, buffer, BigInt(buffer.length), BigInt(at)));
 }
 
 /** What a descriptor is, as /proc/self/fd shows it: `socket:[4711]`, `/run/x`; undefined when it is not open. */

@@ -2,7 +2,7 @@
 
 import * as fds from "./fd.ts";
 import { Errno, errno, libc, SystemError } from "./libc.ts";
-import { accept, MSG_NOSIGNAL, SOL_SOCKET } from "./socket.ts";
+import { MSG_NOSIGNAL, SOL_SOCKET } from "./socket.ts";
 
 const c = libc({
   recvmsg: [["i32", "buffer", "i32"], "isize"],
@@ -11,6 +11,7 @@ const c = libc({
 
 /** unix(7), recvmsg(2), from linux/socket.h. */
 const SCM_RIGHTS = 1;
+const MSG_PEEK = 2;
 const MSG_DONTWAIT = 0x40;
 const MSG_CMSG_CLOEXEC = 0x4000_0000;
 /** struct cmsghdr: length, level, type; sizeof(int) for each descriptor. */
@@ -67,8 +68,12 @@ function addressOf(memory: Uint8Array<ArrayBuffer>): bigint {
  * @throws {SystemError} ECONNRESET when the peer has gone, for one
  */
 export function receiveMessage(socket: number, buffer: Uint8Array<ArrayBuffer>): Message | undefined {
+  return receive(socket, buffer, 0);
+}
+
+function receive(socket: number, buffer: Uint8Array<ArrayBuffer>, flags: number): Message | undefined {
   const header = new Header(buffer, CONTROL_SIZE);
-  const count = Number(c().recvmsg(socket, header.msghdr, MSG_CMSG_CLOEXEC | MSG_DONTWAIT));
+  const count = Number(c().recvmsg(socket, header.msghdr, flags | MSG_CMSG_CLOEXEC | MSG_DONTWAIT));
   if (count < 0) {
     const error = errno();
     if (error === Errno.EAGAIN) return undefined;
@@ -115,20 +120,14 @@ export function sendMessage(
 const NAME_SIZE = 4096;
 
 /**
- * The descriptor that somebody has sent by now to a listening socket; the caller owns it.
+ * The descriptor that somebody has sent by now through a connection, where it stays too; the caller owns this one.
  *
- * @throws {Error} when nobody has connected, or what was sent is not one descriptor
+ * @throws {Error} when what was sent is not one descriptor
  */
-export function receiveDescriptor(listener: number): number {
-  const connection = accept(listener);
-  if (connection === undefined) throw new Error("nobody has connected to send a descriptor");
-  try {
-    const descriptors = receiveMessage(connection, new Uint8Array(NAME_SIZE))?.descriptors ?? [];
-    const [first, ...more] = descriptors;
-    if (first !== undefined && more.length === 0) return first;
-    descriptors.forEach(fds.close);
-    throw new Error("what was sent is not one descriptor");
-  } finally {
-    fds.close(connection);
-  }
+export function peekDescriptor(connection: number): number {
+  const descriptors = receive(connection, new Uint8Array(NAME_SIZE), MSG_PEEK)?.descriptors ?? [];
+  const [first, ...more] = descriptors;
+  if (first !== undefined && more.length === 0) return first;
+  descriptors.forEach(fds.close);
+  throw new Error("what was sent is not one descriptor");
 }

@@ -86,6 +86,7 @@ export const Errno = {
   EEXIST: 17,
   ENOTDIR: 20,
   EINVAL: 22,
+  EMFILE: 24,
   ENOTTY: 25,
   EPIPE: 32,
   ECONNABORTED: 103,

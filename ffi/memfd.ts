@@ -5,7 +5,6 @@ import * as fds from "./fd.ts";
 
 const c = libc({
   memfd_create: [["buffer", "u32"], "i32"],
-  pread: [["i32", "buffer", "usize", "i64"], "isize"],
 });
 
 /** memfd_create(2) */
@@ -51,16 +50,12 @@ export class MemoryFile implements Disposable {
     const decoder = new TextDecoder();
     const chunk = new Uint8Array(CHUNK);
     let text = "";
-    let at = 0n;
+    let at = 0;
     for (;;) {
-      const count = check(
-        Number(c().pread(this.fd, chunk, BigInt(CHUNK), at)),
-        "pread of descriptor",
-        this.fd,
-      );
+      const count = check(fds.readAt(this.fd, chunk, at), "pread of descriptor", this.fd);
       if (count === 0) return text + decoder.decode();
       text += decoder.decode(chunk.subarray(0, count), { stream: true });
-      at += BigInt(count);
+      at += count;
     }
   }
 

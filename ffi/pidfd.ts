@@ -56,3 +56,24 @@ export function exitStatusOf(pidfd: number): number | undefined {
   if ((view.getBigUint64(0, true) & PIDFD_INFO_EXIT) === 0n) return undefined;
   return exitStatus(view.getInt32(EXIT_CODE_OFFSET, true));
 }
+
+/**
+ * How a process has ended, in words, as far as the kernel tells.
+ *
+ * @param pid its number, where that is known: as long as nobody has reaped it, proc_pid_stat(5) tells
+ */
+export function describeEnd(pidfd: number, pid?: number): string {
+  const status = exitStatusOf(pidfd) ?? zombieStatus(pid);
+  if (status === undefined) return "unknown";
+  return status > 128 ? `signal ${status - 128}` : `status ${status}`;
+}
+
+/** The exit status of a process that nobody has reaped yet. */
+function zombieStatus(pid: number | undefined): number | undefined {
+  try {
+    const fields = Deno.readTextFileSync(`/proc/${pid}/stat`).replace(/^.*\) /s, "").trim().split(" ");
+    return fields[0] === "Z" ? exitStatus(Number(fields.at(-1))) : undefined;
+  } catch {
+    return undefined;
+  }
+}

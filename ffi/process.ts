@@ -104,6 +104,17 @@ export function reap(): Exit | undefined {
   }
 }
 
+/** The parent of a process, as proc_pid_stat(5) has it; undefined when there is none, or it has been reaped. */
+export function parentOf(pid: number): number | undefined {
+  try {
+    // The name, in parentheses, may have any character in it.
+    const [, , ppid] = Deno.readTextFileSync(`/proc/${pid}/stat`).replace(/^.*\) /s, "0 ").split(" ");
+    return Number(ppid);
+  } catch {
+    return undefined;
+  }
+}
+
 /** The status word of wait(2) as a shell says it. */
 export function exitStatus(word: number): number {
   const signal = word & 0x7f;

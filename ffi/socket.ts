@@ -6,6 +6,7 @@ import { check, Errno, errno, libc, SystemError } from "./libc.ts";
 
 const c = libc({
   getsockopt: [["i32", "i32", "i32", "buffer", "buffer"], "i32"],
+  setsockopt: [["i32", "i32", "i32", "buffer", "u32"], "i32"],
   getsockname: [["i32", "buffer", "buffer"], "i32"],
   getpeername: [["i32", "buffer", "buffer"], "i32"],
   socket: [["i32", "i32", "i32"], "i32"],
@@ -27,6 +28,7 @@ export const SOL_SOCKET = 1;
 export const MSG_NOSIGNAL = 0x4000;
 const SO_PEERCRED = 17;
 const SO_ACCEPTCONN = 30;
+const SO_PEEK_OFF = 42;
 /** sizeof(struct sockaddr_un), and where its path begins. */
 const SOCKADDR_UN = 110;
 const PATH_OFFSET = 2;
@@ -154,6 +156,16 @@ export function accept(listener: number): number | undefined {
     if (error === Errno.EINTR || error === Errno.ECONNABORTED) continue;
     throw new SystemError("accept4 on descriptor", error, listener);
   }
+}
+
+/**
+ * Has recv(2) with MSG_PEEK begin with what comes first, and go on from there with each call: SO_PEEK_OFF of socket(7).
+ *
+ * @throws {SystemError}
+ */
+export function peekFromStart(fd: number): void {
+  const value = new Uint8Array(4);
+  check(c().setsockopt(fd, SOL_SOCKET, SO_PEEK_OFF, value, value.length), "setsockopt SO_PEEK_OFF of descriptor", fd);
 }
 
 /** Whether a descriptor is a Unix socket that listens. */

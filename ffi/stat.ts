@@ -6,6 +6,7 @@ const c = libc({ statx: [["i32", "buffer", "i32", "u32", "buffer"], "i32"] });
 
 /** statx(2), from linux/fcntl.h and linux/stat.h. */
 const AT_FDCWD = -100;
+const AT_EMPTY_PATH = 0x1000;
 const STATX_TYPE = 0x1;
 const STATX_SIZE = 0x200;
 /** struct statx: its size, and where stx_mode (u16) and stx_size (u64) are. */
@@ -16,11 +17,18 @@ const SIZE_OFFSET = 40;
 const S_IFMT = 0o170000;
 const S_IFIFO = 0o010000;
 const S_IFDIR = 0o040000;
+const S_IFREG = 0o100000;
+const S_IFCHR = 0o020000;
+const S_IFSOCK = 0o140000;
 
 /** A file, as far as anyone here wants to know. */
 export interface Stat {
   readonly isFifo: boolean;
   readonly isDirectory: boolean;
+  readonly isFile: boolean;
+  /** As a terminal is. */
+  readonly isCharacterDevice: boolean;
+  readonly isSocket: boolean;
   /** In bytes. */
   readonly size: number;
 }
@@ -36,11 +44,29 @@ export function stat(path: string): Stat | undefined {
   const result = c().statx(AT_FDCWD, cstring(path), 0, STATX_TYPE | STATX_SIZE, buffer);
   if (result === -1 && errno() === Errno.ENOENT) return undefined;
   check(result, "stat", path);
+  return decode(buffer);
+}
+
+/**
+ * What a descriptor is.
+ *
+ * @throws {SystemError}
+ */
+export function statDescriptor(fd: number): Stat {
+  const buffer = new Uint8Array(STATX_BYTES);
+  check(c().statx(fd, cstring(""), AT_EMPTY_PATH, STATX_TYPE | STATX_SIZE, buffer), "stat of descriptor", fd);
+  return decode(buffer);
+}
+
+function decode(buffer: Uint8Array<ArrayBuffer>): Stat {
   const view = new DataView(buffer.buffer);
   const type = view.getUint16(MODE_OFFSET, true) & S_IFMT;
   return {
     isFifo: type === S_IFIFO,
     isDirectory: type === S_IFDIR,
+    isFile: type === S_IFREG,
+    isCharacterDevice: type === S_IFCHR,
+    isSocket: type === S_IFSOCK,
     size: Number(view.getBigUint64(SIZE_OFFSET, true)),
   };
 }

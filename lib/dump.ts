@@ -13,6 +13,8 @@ export interface Subjects {
   readonly calls: Iterable<Call>;
   readonly processes: Iterable<Process>;
   readonly events: EventQueue;
+  /** How often a host of this shim has died, and when and how the last one has: at is in ms since the epoch. */
+  readonly crashes: { readonly count: number; readonly at: number; readonly reason: string };
   /** When the shim began, on the clock of `performance.now()`, in ms. */
   readonly since: number;
 }
@@ -23,10 +25,14 @@ export interface Subjects {
  * @param place lines about the process that the shim lives in
  */
 export function describe(shim: Subjects, place: readonly string[]): string[] {
-  const { calls, processes, events, since } = shim;
+  const { calls, processes, events, crashes, since } = shim;
   const now = performance.now();
   const up = `shim ${shim.pid} up for ${seconds(now - since)}, ${events.size} events to deliver`;
   const lines = ["=== BEGIN dump ===", up];
+  if (crashes.count > 0) {
+    const last = `the last at ${new Date(crashes.at).toISOString()}, by ${crashes.reason}`;
+    lines.push(`hosts of this shim that have died: ${crashes.count}, ${last}`);
+  }
   for (const { method, startedAt } of calls) lines.push(`call ${method} in flight for ${seconds(now - startedAt)}`);
   for (const process of processes) {
     const { id, pid, state, exit } = process;

@@ -16,8 +16,18 @@ export interface Exit extends Reaped {
   readonly at: Date;
 }
 
+/** What a child is started with, and who is told of it. */
+export interface StartOptions extends ChildOptions {
+  /** Told what its start is numbered with, before it is started: where another process does that. */
+  readonly numbered?: (serial: number) => void;
+}
+
 /** Options of {@link Reaper.run}. */
-export interface RunOptions extends ChildOptions {
+export interface RunOptions extends StartOptions {
+  /** Told its pid, before its end can be. */
+  readonly started?: (pid: number) => void;
+  /** Told of its end, before anything is written down about that. */
+  readonly onExit?: (exit: Exit) => void;
   /** When it is ended by SIGKILL, in ms. */
   readonly timeoutMs?: number;
 }
@@ -35,9 +45,11 @@ export interface Parent {
    *
    * @throws {SystemError} when it cannot be started
    */
-  spawn(options: ChildOptions, started: (pid: number) => void): Promise<void> | void;
+  spawn(options: StartOptions, started: (pid: number) => void): Promise<void> | void;
   /** Reaps one child that has ended, where it is this process that reaps; the other tells by {@link Reaper.ended}. */
   reap(): Reaped | undefined;
+  /** Whether a process is its child, and has not been reaped: where that is another's to do. */
+  isChild?(pid: number): boolean;
   /** How long the news of an exit may be on its way when the process's pidfd has told already, in ms. */
   readonly delayMs: number;
 }
@@ -186,6 +198,11 @@ export class Reaper {
       if (tries > 0) await sleep(timer, STATUS_DELAY_MS);
       // Its parent may have ended too, and left it to us.
       if (this.#watched.get(pid) !== watched) return;
+      if (parent.isChild?.(pid)) {
+        // The news will come.
+        tries = 0;
+        continue;
+      }
       status = exitStatusOf(watched.pidfd!);
     }
     this.#options.log.warn("a process has ended that another has reaped", { pid, status: status ?? "unknown" });
@@ -209,15 +226,16 @@ export class Reaper {
    *
    * @throws {SystemError} when it cannot be started
    */
-  start(options: ChildOptions, handler: ExitHandler): Promise<number> {
+  start(options: StartOptions, handler: ExitHandler): Promise<number> {
     return this.#start(options, { handler });
   }
 
-  async #start(options: ChildOptions, watched: Watched): Promise<number> {
+  async #start(options: StartOptions, watched: Watched, onStart?: (pid: number) => void): Promise<number> {
     if (this.#abandoned !== undefined) throw this.#abandoned;
     let started = 0;
     await this.#options.parent.spawn(options, (pid) => {
       this.#watched.set(started = pid, watched);
+      onStart?.(pid);
     });
     this.#options.onStart();
     return started;
@@ -230,10 +248,43 @@ export class Reaper {
    */
   async run(options: RunOptions): Promise<Exit> {
     const { promise, resolve, reject } = Promise.withResolvers<Exit>();
-    const pid = await this.#start(options, { handler: resolve, abandoned: reject });
+    const handler = (exit: Exit) => {
+      options.onExit?.(exit);
+      resolve(exit);
+    };
+    const pid = await this.#start(options, { handler, abandoned: reject }, options.started);
     if (options.timeoutMs === undefined) return await promise;
     using _timer = this.#options.timer(options.timeoutMs, () => this.kill(pid, Signal.SIGKILL));
     return await promise;
+  }
+
+  /**
+   * Waits for the end of a child that another process has had started, and which was not reaped when this one began.
+   *
+   * @param onExit told of it, before anything is written down about that
+   */
+  runOn(pid: number, onExit: (exit: Exit) => void): Promise<Exit> {
+    const { promise, resolve, reject } = Promise.withResolvers<Exit>();
+    const handler = (exit: Exit) => {
+      onExit(exit);
+      resolve(exit);
+    };
+    this.#watched.set(pid, { handler, abandoned: reject });
+    if (this.#options.parent.isChild?.(pid) === true) return promise;
+    this.#watched.delete(pid);
+    this.#options.log.warn("a command has ended in a way that nobody knows", { pid });
+    handler({ pid, status: UNKNOWN_STATUS, at: new Date() });
+    return promise;
+  }
+
+  /** Exits that nobody has asked for yet, and that somebody may ask for. */
+  get unclaimed(): Exit[] {
+    return [...this.#unclaimed.values()];
+  }
+
+  /** Takes over exits that another process has been told of, and that somebody may ask for. */
+  inherit(unclaimed: readonly Exit[]): void {
+    for (const each of unclaimed) this.#unclaimed.set(each.pid, each);
   }
 
   /**

@@ -2,10 +2,12 @@
 
 import { since } from "../ffi/clock.ts";
 import { Connection, Listener } from "../ffi/connection.ts";
-import { close, O, open, write } from "../ffi/fd.ts";
+import { O, open, write } from "../ffi/fd.ts";
+import { describeEnd, openPidfd } from "../ffi/pidfd.ts";
 import { ensureFifo, unreadBytes } from "../ffi/pipe.ts";
 import { Signal, signalName } from "../ffi/signals.ts";
-import { ADDRESS_LIMIT, isOwnUser, peerCredentials } from "../ffi/socket.ts";
+import { ADDRESS_LIMIT, isListening, isOwnUser, peerCredentials } from "../ffi/socket.ts";
+import { statDescriptor } from "../ffi/stat.ts";
 import { within } from "./async.ts";
 import type { Options } from "./cli.ts";
 import type { Subjects } from "./dump.ts";
@@ -14,8 +16,14 @@ import { EventQueue, type Publisher } from "./events/queue.ts";
 import { type Logger, openLog } from "./log.ts";
 import type { Place } from "./place.ts";
 import { type Parent, Reaper } from "./reaper.ts";
-import { LazyService } from "./service/lazy.ts";
-import { Server } from "./ttrpc/server.ts";
+import { CallFile, type CallRecord, type Part } from "./record/calls.ts";
+import { Commands } from "./record/commands.ts";
+import { KeptConnection } from "./record/connection.ts";
+import { type Keeper, Role, type Shelf, SHIM_SLOT, unkept } from "./record/keeper.ts";
+import type { ShimRecord } from "./record/record.ts";
+import { readRecord, Recorder } from "./record/recorder.ts";
+import { LazyService, type Loaded } from "./service/lazy.ts";
+import { type BegunCall, Server } from "./ttrpc/server.ts";
 
 /** Mode of the log FIFOs. */
 const LOG_MODE = 0o700;
@@ -42,6 +50,26 @@ export interface Identity {
   readonly temporary?: string | undefined;
   /** Starts and reaps the children. */
   readonly parent: Parent;
+  /** Where another process would find what it needs to go on; none does, unless given. */
+  readonly keeper?: KeeperOfAnother;
+}
+
+/** A {@link Keeper} that another process's descriptors may have been brought from. */
+export interface KeeperOfAnother extends Keeper {
+  /** Places that something has been brought for which nobody has asked for yet. */
+  readonly slotsBrought: readonly number[];
+  /** Closes what has been brought and nobody has asked for; gives their numbers. */
+  closeRest(): readonly number[];
+  /** The number of the last start of a child. */
+  serial: number;
+}
+
+/** What is known of the process that has had the shim before. */
+export interface Past {
+  /** Signals that it has not said to have dealt with. */
+  readonly signals: readonly number[];
+  /** The last child that has been asked for. */
+  readonly spawned: { readonly serial: number; readonly pid: number; readonly error: number };
 }
 
 /** The shim of one container. */
@@ -50,6 +78,16 @@ export class Shim {
   readonly reaper: Reaper;
   readonly #place: Place;
   readonly #identity: Identity;
+  readonly #shelf: Shelf;
+  readonly #keeper: Keeper;
+  readonly #commands: Commands;
+  /** Where another process finds what it needs to go on, and calls that it has begun with. */
+  readonly #calls:
+    | { readonly file: CallFile; readonly calls: readonly CallRecord[]; readonly parts: readonly Part[] }
+    | undefined;
+  readonly #recorder: Recorder | undefined;
+  /** How often a process that has had this shim has died. */
+  #crashes: ShimRecord["crashes"] = { count: 0, at: 0, reason: "" };
   readonly #logs: number[];
   readonly #since = performance.now();
   readonly #events: EventQueue;
@@ -71,7 +109,9 @@ export class Shim {
     const { options, cwd } = identity;
     this.#place = place;
     this.#identity = identity;
-    this.#logs = openLogs(options.workdir || cwd);
+    this.#keeper = identity.keeper ?? unkept;
+    this.#shelf = this.#keeper.place(SHIM_SLOT);
+    this.#logs = openLogs(options.workdir || cwd, this.#shelf);
     this.log = this.#openLog();
     this.log.debug("log opened");
     if (options.namespace === "") {
@@ -80,9 +120,21 @@ export class Shim {
     }
     const { log } = this;
     this.reaper = new Reaper({ timer, poller, log, parent: identity.parent, onStart: place.noteWork });
-    this.#events = new EventQueue(lazyPublisher(() => this.#loadPublisher()), timer, log);
+    this.#commands = new Commands(this.reaper);
+    if (identity.keeper !== undefined) {
+      this.#calls = this.#openCalls();
+      this.#recorder = new Recorder({
+        folder: cwd,
+        calls: this.#calls.file,
+        log,
+        describe: () => this.#describe(),
+      });
+    }
+    const save = () => this.save();
+    this.#events = new EventQueue(lazyPublisher(() => this.#loadPublisher()), timer, log, save);
     this.#service = new LazyService({ pid: identity.pid, load: () => this.#loadService() });
     this.#server = new Server(this.#service.services, {
+      journal: this.#recorder,
       onError: (error, call) => log.error("call failed", { method: call?.method, error }),
       onAnswer: !options.debug ? undefined : ({ method, startedAt }) => {
         log.debug("call answered", { method, us: Math.round((performance.now() - startedAt) * US_PER_MS) });
@@ -107,13 +159,167 @@ export class Shim {
     const listener = socket === "" ? Listener.of(inherited) : listen(socket);
     this.#listener = listener;
     this.log.debug("serving api on unix socket", { socket: socket || "[inherited from parent]" });
-    const onError = (error: unknown) => {
-      this.log.error("accept failed", { error });
-      // Out of descriptors, say: the next attempt would fail as soon.
-      this.#place.timer(ACCEPT_DELAY_MS, () => listener.retry());
-    };
-    listener.accept(this.#place.poller, (fd) => this.#accepted(fd), onError);
+    listener.watch(this.#place.poller, () => this.#accept(listener));
     if (debug) this.#place.timer(START_TIMEOUT_MS, this.#started.resolve);
+  }
+
+  /** Writes down what another process needs to go on, where one may. */
+  save(): void {
+    this.#recorder?.save();
+  }
+
+  #describe(): Omit<ShimRecord, "answers"> {
+    return {
+      crashes: this.#crashes,
+      host: this.#isLeaving ? 0 : Deno.pid,
+      serial: this.#identity.keeper!.serial,
+      isEnding: this.#ending,
+      container: this.#service.record,
+      commands: this.#commands.records,
+      events: this.#events.waiting.map(({ at, namespace, topic, type, value }) => (
+        { at: at.getTime(), namespace, topic, type, value: value.toBase64() }
+      )),
+      unclaimed: this.reaper.unclaimed.map(({ pid, status, at }) => ({ pid, status, at: at.getTime() })),
+    };
+  }
+
+  /** Whether it is about to be another process's. */
+  #isLeaving = false;
+
+  /** Writes everything down for another process, which is to go on with it; nothing is to be done with it here any more. */
+  leave(): void {
+    this.#isLeaving = true;
+    this.save();
+  }
+
+  #openCalls() {
+    const fd = this.#shelf.find(Role.CALLS);
+    try {
+      if (fd !== undefined) return CallFile.open(fd);
+    } catch (error) {
+      this.log.error("the calls that were being answered are not known", { error });
+      this.#shelf.close(fd!);
+    }
+    const file = CallFile.create();
+    this.#shelf.keep(Role.CALLS, file.fd);
+    return { file, calls: [], parts: [] };
+  }
+
+  /**
+   * Goes on where another process has stopped, with what it has written down and what has been kept of it. Settled when
+   * whatever it has been told of can be dealt with.
+   */
+  async takeOver({ spawned, signals }: Past): Promise<void> {
+    const { cwd } = this.#identity;
+    const keeper = this.#identity.keeper!;
+    let record: ShimRecord | undefined;
+    let isDoubtful = false;
+    try {
+      record = readRecord(cwd);
+    } catch (error) {
+      isDoubtful = true;
+      this.log.error("it is not known what was being done", { error });
+    }
+    keeper.serial = Math.max(spawned.serial, record?.serial ?? 0);
+    this.#noteCrash(record);
+    const service = await this.#service.load();
+    // Exits that are told before anybody asks for them.
+    const hold = this.reaper.hold();
+    if (record !== undefined) {
+      this.reaper.inherit(record.unclaimed.map(({ at, ...exit }) => ({ ...exit, at: new Date(at) })));
+      this.#commands.inherit(record.commands, spawned);
+      this.#recorder!.inherit(record.answers);
+      if (record.container !== undefined) service.restore(record.container);
+      for (const { at, value, ...event } of record.events) {
+        this.#events.push({ ...event, at: new Date(at), value: Uint8Array.fromBase64(value) });
+      }
+    }
+    isDoubtful ||= record === undefined && exists(`${cwd}/init.pid`);
+    if (isDoubtful) await this.#salvage(service);
+    const rest = this.#goOn(
+      isDoubtful ? "the shim's host has died, and what was done by then is not known" : undefined,
+    );
+    const changing = [...this.#server.inFlight].filter(({ method }) => method !== "Wait").map(({ ended }) => ended);
+    Promise.all(changing).then(() => {
+      service.restored();
+      this.#commands.disinherit();
+      hold[Symbol.dispose]();
+      for (const shelf of rest) shelf.release();
+      keeper.closeRest();
+      this.save();
+    });
+    for (const signal of signals) this.onSignal(signal);
+    if (record?.isEnding) this.#end();
+  }
+
+  async #salvage(service: Loaded): Promise<void> {
+    try {
+      await service.salvage();
+      this.log.warn(
+        "the container goes on as far as the OCI runtime knows it: its processes but the first are not known",
+      );
+    } catch (error) {
+      this.log.error("nothing is known of the container", { error });
+    }
+  }
+
+  /**
+   * Goes on with connections, and calls that have not been answered.
+   *
+   * @param doubt why calls that change something are not gone on with
+   * @returns places of other things, that nobody has asked for
+   */
+  #goOn(doubt: string | undefined): Shelf[] {
+    const { calls, parts, file } = this.#calls!;
+    const now = Date.now();
+    const begun = calls.map((call) => {
+      file.resume(call);
+      const { id, connection, stream, payload, at, isAnswered, tries } = call;
+      const refusal = tries < MOST_TRIES ? doubt : `the shim's host has died ${tries + 1} times since it was asked`;
+      const startedAt = performance.now() - Math.max(0, now - at);
+      return { id, connection, stream, request: payload, startedAt, isAnswered, refusal };
+    });
+    const rest: Shelf[] = [];
+    const connected = new Set<number>();
+    for (const slot of this.#identity.keeper!.slotsBrought) {
+      const shelf = this.#keeper.place(slot);
+      const fd = shelf.find(Role.CONNECTION);
+      if (fd === undefined || !statDescriptor(fd).isSocket || isListening(fd)) {
+        rest.push(shelf);
+        continue;
+      }
+      connected.add(slot);
+      const own = begun.filter(({ connection }) => connection === slot);
+      this.#serve(fd, shelf, parts.find(({ connection }) => connection === slot)?.bytes, own);
+    }
+    for (const each of begun) {
+      if (!connected.has(each.connection)) this.#server.goOn(each);
+    }
+    return rest;
+  }
+
+  /** Says that a process has died that has had this shim, and how. */
+  #noteCrash(record: ShimRecord | undefined): void {
+    const pidfd = this.#shelf.find(Role.HOST);
+    const hasLeft = record?.host === 0;
+    if (!hasLeft) {
+      const reason = pidfd === undefined ? "unknown" : describeEnd(pidfd, record?.host);
+      const count = (record?.crashes.count ?? 0) + 1;
+      this.#crashes = { count, at: Date.now(), reason };
+      const host = record?.host ?? "unknown";
+      this.log.warn("the host of this shim has died, and another goes on", { host, how: reason, times: count });
+    } else {
+      this.#crashes = record.crashes;
+      this.log.info("another host goes on with this shim");
+    }
+    if (pidfd !== undefined) this.#shelf.close(pidfd);
+    this.keepHost();
+  }
+
+  /** Has it known to the next process how this one ends. */
+  keepHost(): void {
+    const pidfd = openPidfd(Deno.pid);
+    if (pidfd !== undefined) this.#shelf.keep(Role.HOST, pidfd);
   }
 
   /** Does what a signal to the container's process asks for; SIGCHLD is for whoever reaps its children. */
@@ -140,6 +346,7 @@ export class Shim {
       calls: this.#server.inFlight,
       processes: this.#service.processes,
       events: this.#events,
+      crashes: this.#crashes,
       since: this.#since,
     };
   }
@@ -159,23 +366,55 @@ export class Shim {
     this.#closeLogs();
   }
 
-  #accepted(fd: number): void {
-    const { log } = this;
-    const peer = peerCredentials(fd);
-    if (!isOwnUser(peer)) {
-      log.warn("connection refused: not this shim's user", { ...peer });
-      close(fd);
+  async #accept(listener: Listener): Promise<void> {
+    const shelf = this.#keeper.place();
+    let fd;
+    try {
+      fd = await shelf.accept(Role.CONNECTION, listener.fd);
+    } catch (error) {
+      shelf.release();
+      if (this.#listener !== listener) return;
+      this.log.error("accept failed", { error });
+      // Out of descriptors, say: the next attempt would fail as soon.
+      this.#place.timer(ACCEPT_DELAY_MS, () => listener.retry());
       return;
     }
+    if (fd === undefined || this.#abandoned) return shelf.release();
+    listener.retry();
+    this.#accepted(fd, shelf);
+  }
+
+  #accepted(fd: number, shelf: Shelf): void {
+    const { log } = this;
+    let peer;
+    try {
+      peer = peerCredentials(fd);
+    } catch (error) {
+      log.error("connection refused: its peer is not known", { error });
+      return shelf.release();
+    }
+    if (!isOwnUser(peer)) {
+      log.warn("connection refused: not this shim's user", { ...peer });
+      return shelf.release();
+    }
     log.debug("connection accepted", { peer: peer.pid });
-    this.#server.serveConnection(new Connection(this.#place.poller, fd));
+    this.#serve(fd, shelf);
     // It may be a containerd that was away.
     this.#events.retry();
+  }
+
+  #serve(fd: number, shelf: Shelf, part?: Uint8Array, begun: readonly BegunCall[] = []): void {
+    const calls = this.#calls?.file;
+    const { poller } = this.#place;
+    const connection = new Connection(poller, fd, { peeks: calls !== undefined, close: () => shelf.release() });
+    const conn = calls === undefined ? connection : new KeptConnection(connection, calls, shelf.slot, part);
+    this.#server.serveConnection(conn, { number: shelf.slot, begun });
   }
 
   async #end(): Promise<void> {
     if (this.#ending) return;
     this.#ending = true;
+    this.save();
     this.#closeListener();
     // Its waiters are answered when the container has ended, below.
     await within(
@@ -189,6 +428,7 @@ export class Shim {
       this.log.error("something is left of the container", { error });
     }
     await this.#server.close();
+    this.#recorder?.remove();
     this.#ended.resolve();
   }
 
@@ -209,7 +449,11 @@ export class Shim {
     const { ShimService } = await import("./service/shim.ts");
     noteWork();
     return new ShimService(
-      { poller, timer, reaper: this.reaper, log: this.log, temporary: temporary ? { dir: temporary } : undefined },
+      {
+        ...{ poller, timer, reaper: this.reaper, log: this.log, keeper: this.#keeper, commands: this.#commands },
+        temporary: temporary ? { dir: temporary } : undefined,
+        save: () => this.save(),
+      },
       {
         namespace: options.namespace,
         cwd,
@@ -219,6 +463,7 @@ export class Shim {
         systemdCgroup: options["systemd-cgroup"],
       },
       this.#events,
+      this.#recorder,
     );
   }
 
@@ -249,7 +494,20 @@ export class Shim {
   }
 
   #closeLogs(): void {
-    for (const fd of this.#logs.splice(0)) close(fd);
+    this.#logs.length = 0;
+    this.#shelf.release();
+  }
+}
+
+/** How often another process goes on with a call before it is taken for the reason why they die. */
+const MOST_TRIES = 3;
+
+function exists(path: string): boolean {
+  try {
+    Deno.lstatSync(path);
+    return true;
+  } catch {
+    return false;
   }
 }
 
@@ -282,17 +540,19 @@ function listen(socket: string): Listener {
  * @returns their descriptors, of standard output first
  * @throws {SystemError}
  */
-function openLogs(folder: string): number[] {
-  const opened: number[] = [];
+function openLogs(folder: string, shelf: Shelf): number[] {
   try {
-    for (const name of ["stdout", "stderr"]) {
+    return ([["stdout", Role.LOG_STDOUT], ["stderr", Role.LOG_STDERR]] as const).map(([name, role]) => {
+      const brought = shelf.find(role);
+      if (brought !== undefined) return brought;
       const path = `${folder}/shim.${name}.log`;
       ensureFifo(path, LOG_MODE);
-      opened.push(open(path, O.RDWR | O.NONBLOCK));
-    }
-    return opened;
+      const fd = open(path, O.RDWR | O.NONBLOCK);
+      shelf.keep(role, fd);
+      return fd;
+    });
   } catch (error) {
-    opened.forEach(close);
+    shelf.release();
     throw error;
   }
 }

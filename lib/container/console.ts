@@ -1,9 +1,12 @@
 /** The terminal of a process: the runtime makes it, and sends its master here. */
 
 import * as fds from "../../ffi/fd.ts";
-import { receiveDescriptor } from "../../ffi/fd_passing.ts";
+import { peekDescriptor } from "../../ffi/fd_passing.ts";
 import { setWindowSize } from "../../ffi/pty.ts";
 import { listenOn } from "../../ffi/socket.ts";
+import { statDescriptor } from "../../ffi/stat.ts";
+import { Role } from "../record/keeper.ts";
+import type { StreamsRecord } from "../record/record.ts";
 import type { ProcessStdio } from "../runtime/runc.ts";
 import { Code, StatusError } from "../ttrpc/status.ts";
 import { isFifo, openFifoToRead, openOutput } from "./endpoint.ts";
@@ -26,14 +29,50 @@ export class ConsoleStdio implements ProcessStreams {
   #stdout: Stream | undefined;
   #stdinWriter: number | undefined;
   #stdinClosed = false;
+  #closed = false;
 
   private constructor(config: StdioConfig, options: StdioOptions, folder: string) {
     this.#config = config;
     this.#options = options;
     this.#folder = folder;
-    const consoleSocket = `${folder}/pty.sock`;
-    this.stdio = { consoleSocket };
-    this.#socket = listenOn(consoleSocket);
+    this.stdio = { consoleSocket: `${folder}/pty.sock` };
+  }
+
+  #listen(): void {
+    this.#socket = listenOn(`${this.#folder}/pty.sock`);
+    this.#options.shelf.keep(Role.CONSOLE_SOCKET, this.#socket);
+  }
+
+  /** Goes on with the streams of another process: what of them is kept is on the shelf. */
+  static restore(
+    config: StdioConfig,
+    options: StdioOptions,
+    { folder = "", loggers }: StreamsRecord,
+    isStdinClosed: boolean,
+  ): ConsoleStdio {
+    const { shelf } = options;
+    const stdio = new ConsoleStdio(config, options, folder);
+    stdio.#stdinClosed = isStdinClosed;
+    stdio.#socket = shelf.find(Role.CONSOLE_SOCKET);
+    stdio.#master = shelf.find(Role.TERMINAL);
+    const [logger] = loggers;
+    if (logger !== undefined) stdio.#logger = Logger.restore(logger.uri, logger.pid, options);
+    const to = shelf.find(Role.STDOUT_TO);
+    if (to !== undefined) stdio.#output = { fd: to, toFile: statDescriptor(to).isFile };
+    stdio.#stdinWriter = shelf.find(Role.STDIN_WRITER);
+    if (isStdinClosed) stdio.closeStdin();
+    const from = shelf.find(Role.STDIN_FROM);
+    if (from !== undefined && stdio.#master !== undefined) stdio.#connect(from, stdio.#master);
+    return stdio;
+  }
+
+  get record(): StreamsRecord | undefined {
+    if (this.#closed) return undefined;
+    return {
+      slot: this.#options.shelf.slot,
+      folder: this.#socket === undefined ? undefined : this.#folder,
+      loggers: this.#logger === undefined ? [] : [{ uri: this.#config.stdout, pid: this.#logger.pid }],
+    };
   }
 
   /**
@@ -48,14 +87,9 @@ export class ConsoleStdio implements ProcessStreams {
       throw new StatusError(Code.INVALID_ARGUMENT, `the input of a terminal is no FIFO: ${config.stdin}`);
     }
     const folder = Deno.makeTempDirSync({ prefix: "pty", ...options.context.temporary });
-    let stdio;
+    const stdio = new ConsoleStdio(config, options, folder);
     try {
-      stdio = new ConsoleStdio(config, options, folder);
-    } catch (error) {
-      Deno.removeSync(folder, { recursive: true });
-      throw error;
-    }
-    try {
+      stdio.#listen();
       if (config.stdout !== "") await stdio.#openOutput(config.stdout);
       return stdio;
     } catch (error) {
@@ -65,14 +99,17 @@ export class ConsoleStdio implements ProcessStreams {
   }
 
   async #openOutput(target: string): Promise<void> {
-    const output = await openOutput(target, this.#options.context.timer);
+    const { shelf, context } = this.#options;
+    const output = await openOutput(target, shelf, Role.STDOUT_TO, context.timer);
     if (output.kind === "logger") {
       this.#logger = await Logger.start(output.uri, this.#options);
       const fd = this.#logger.takeOutput("stdout");
+      shelf.keep(Role.STDOUT_TO, fd);
       this.#output = { fd, toFile: false };
       fds.setNonblocking(fd);
       this.#logger.closeOutputs();
     } else {
+      if (output.kind === "file") shelf.keep(Role.STDOUT_TO, output.fd);
       this.#output = { fd: output.fd, toFile: output.kind === "file" };
     }
   }
@@ -81,26 +118,58 @@ export class ConsoleStdio implements ProcessStreams {
     // The process's side of the terminal has never been here.
   }
 
-  connectOutput(): void {
-    // The runtime has sent it before it said that the process is started.
-    const master = receiveDescriptor(this.#socket!);
-    this.#master = master;
-    this.#closeSocket();
-    fds.setNonblocking(master);
+  async connectOutput(): Promise<void> {
+    const master = this.#master ??= await this.#receive();
     if (this.#output === undefined) return;
     const { fd, toFile } = this.#output;
     const from = fds.duplicate(master);
     this.#output = undefined;
-    this.#stdout = new Stream(this.#options.context.poller, from, fd, { fromTerminal: true, toFile });
+    this.#stdout = new Stream(this.#options.context.poller, from, fd, {
+      fromTerminal: true,
+      toFile,
+      close: (each) => each === from ? fds.close(each) : this.#options.shelf.close(each),
+    });
   }
 
-  connectStdin(): void {
+  /** The terminal, which the runtime has sent before it said that the process is started. */
+  async #receive(): Promise<number> {
+    const { shelf } = this.#options;
+    const connection = shelf.find(Role.CONSOLE_CONNECTION) ??
+      (this.#socket && await shelf.accept(Role.CONSOLE_CONNECTION, this.#socket));
+    if (connection === undefined) throw new Error("nobody has connected to send a terminal");
+    // It stays in the connection: nothing else would have it, if this process ended now.
+    const master = peekDescriptor(connection);
+    shelf.keep(Role.TERMINAL, master);
+    fds.setNonblocking(master);
+    shelf.close(connection);
+    this.#closeSocket();
+    return master;
+  }
+
+  async connectStdin(): Promise<void> {
     const master = this.#master;
-    if (master === undefined || this.#config.stdin === "" || this.#stdin !== undefined) return;
-    const fifo = openFifoToRead(this.#config.stdin);
-    this.#stdin = new Stream(this.#options.context.poller, fifo, fds.duplicate(master));
+    if (master === undefined || this.#config.stdin === "" || this.#stdin !== undefined || this.#isOpening) return;
+    this.#isOpening = true;
+    const { shelf } = this.#options;
+    const fifo = await openFifoToRead(this.#config.stdin, shelf, Role.STDIN_FROM);
+    // Meanwhile.
+    if (this.#closed) return shelf.close(fifo);
+    this.#connect(fifo, master);
+  }
+
+  #isOpening = false;
+
+  #connect(fifo: number, master: number): void {
+    const { shelf, context } = this.#options;
+    const to = fds.duplicate(master);
     // Held open here, so that a client that detaches does not end the input.
-    if (!this.#stdinClosed) this.#stdinWriter = fds.open(this.#config.stdin, fds.O.WRONLY | fds.O.NONBLOCK);
+    if (!this.#stdinClosed && this.#stdinWriter === undefined) {
+      this.#stdinWriter = fds.open(this.#config.stdin, fds.O.WRONLY | fds.O.NONBLOCK);
+      shelf.keep(Role.STDIN_WRITER, this.#stdinWriter);
+    }
+    this.#stdin = new Stream(context.poller, fifo, to, {
+      close: (each) => each === to ? fds.close(each) : shelf.close(each),
+    });
   }
 
   flush(): void {
@@ -113,7 +182,7 @@ export class ConsoleStdio implements ProcessStreams {
 
   closeStdin(): void {
     this.#stdinClosed = true;
-    if (this.#stdinWriter !== undefined) fds.close(this.#stdinWriter);
+    if (this.#stdinWriter !== undefined) this.#options.shelf.close(this.#stdinWriter);
     this.#stdinWriter = undefined;
   }
 
@@ -126,21 +195,20 @@ export class ConsoleStdio implements ProcessStreams {
   }
 
   async close(): Promise<void> {
+    if (this.#closed) return;
+    this.#closed = true;
     this.#closeSocket();
-    this.closeStdin();
     this.#stdin?.close();
     this.#stdout?.close();
-    if (this.#output !== undefined) fds.close(this.#output.fd);
-    this.#output = undefined;
-    // The last of our masters: what still has the terminal is hung up on.
-    if (this.#master !== undefined) fds.close(this.#master);
-    this.#master = undefined;
+    this.#output = this.#master = this.#stdinWriter = undefined;
+    // With the last of our masters: what still has the terminal is hung up on.
+    this.#options.shelf.release();
     await this.#logger?.stop();
   }
 
   #closeSocket(): void {
     if (this.#socket === undefined) return;
-    fds.close(this.#socket);
+    this.#options.shelf.close(this.#socket);
     this.#socket = undefined;
     Deno.removeSync(this.#folder, { recursive: true });
   }

@@ -6,6 +6,7 @@ import { Exec, type ExecConfig } from "./exec.ts";
 import { Init, type InitConfig } from "./init.ts";
 import type { ExitListener, Process } from "./process.ts";
 import { type Mount, mountAll, unmountAll } from "./rootfs.ts";
+import type { ContainerRecord } from "../record/record.ts";
 import type { Runc } from "../runtime/runc.ts";
 
 /** What a container is created from. */
@@ -24,10 +25,42 @@ export class Container {
   readonly #onExit: ExitListener;
   readonly #execs = new Map<string, Exec>();
 
-  private constructor(context: Context, init: Init, onExit: ExitListener) {
+  /** Where the mounts go; empty when there are none. */
+  readonly #rootfs: string;
+  readonly #mounts: readonly Mount[];
+  readonly #runc: Runc;
+  #isCreated = false;
+
+  /** One that is to be created: see {@link create}. */
+  constructor(context: Context, { mounts, ...config }: ContainerConfig, runc: Runc, onExit: ExitListener, init?: Init) {
     this.#context = context;
-    this.init = init;
     this.#onExit = onExit;
+    this.#runc = runc;
+    this.#mounts = mounts;
+    this.#rootfs = mounts.length > 0 ? `${config.bundle}/rootfs` : "";
+    this.init = init ?? new Init(context, { ...config, rootfs: this.#rootfs }, runc, onExit);
+  }
+
+  /** Goes on where another process has stopped. */
+  static restore(context: Context, record: ContainerRecord, runc: Runc, onExit: ExitListener): Container {
+    const init = Init.restore(context, record.init, runc, onExit);
+    const container = new Container(context, { ...init.config, mounts: record.mounts }, runc, onExit, init);
+    container.#isCreated = record.isCreated;
+    for (const each of record.execs) {
+      container.#execs.set(each.id, Exec.restore(context, each, init, onExit));
+    }
+    return container;
+  }
+
+  /** What another process needs to go on with it. */
+  get record(): ContainerRecord {
+    return {
+      runtime: this.#runc.program,
+      isCreated: this.#isCreated,
+      mounts: this.#isCreated ? [] : this.#mounts.map((each) => ({ ...each, options: [...each.options] })),
+      init: this.init.record,
+      execs: [...this.#execs.values()].map(({ record }) => record),
+    };
   }
 
   /**
@@ -35,25 +68,14 @@ export class Container {
    *
    * @throws {StatusError} with the runtime's own last message
    */
-  static async create(
-    context: Context,
-    { mounts, ...config }: ContainerConfig,
-    runc: Runc,
-    onExit: ExitListener,
-  ): Promise<Container> {
-    const rootfs = mounts.length > 0 ? `${config.bundle}/rootfs` : "";
-    if (rootfs !== "") {
-      try {
-        Deno.mkdirSync(rootfs, { mode: ROOTFS_MODE });
-      } catch (error) {
-        if (!(error instanceof Deno.errors.AlreadyExists)) throw error;
-      }
-    }
+  async create(): Promise<void> {
+    const context = this.#context;
+    const rootfs = this.#rootfs;
     try {
-      await mountAll(mounts, rootfs, { timer: context.timer, run: (options) => context.reaper.run(options) });
-      const init = new Init(context, { ...config, rootfs }, runc, onExit);
-      await init.create();
-      return new Container(context, init, onExit);
+      // Another process may have got so far.
+      if (!context.commands.hasBegunFor(this.init.scope)) await this.#mount();
+      await this.init.create();
+      this.#isCreated = true;
     } catch (error) {
       if (rootfs !== "") {
         await unmountAll(context.timer, rootfs).catch((cause) =>
@@ -62,6 +84,19 @@ export class Container {
       }
       throw error;
     }
+  }
+
+  async #mount(): Promise<void> {
+    const rootfs = this.#rootfs;
+    const { timer, reaper } = this.#context;
+    if (rootfs !== "") {
+      try {
+        Deno.mkdirSync(rootfs, { mode: ROOTFS_MODE });
+      } catch (error) {
+        if (!(error instanceof Deno.errors.AlreadyExists)) throw error;
+      }
+    }
+    await mountAll(this.#mounts, rootfs, { timer, run: (options) => reaper.run(options) });
   }
 
   get id(): string {

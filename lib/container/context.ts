@@ -4,13 +4,20 @@ import type { Poller } from "../../ffi/poll.ts";
 import type { Timer } from "../async.ts";
 import type { Logger } from "../log.ts";
 import type { Reaper } from "../reaper.ts";
+import type { Commands } from "../record/commands.ts";
+import type { Keeper } from "../record/keeper.ts";
 
-/** What is shared by all containers of a process; it outlives each of them. */
+/** What a container has from its shim; it outlives it. */
 export interface Context {
   readonly poller: Poller;
   readonly reaper: Reaper;
   readonly timer: Timer;
   readonly log: Logger;
+  /** Where descriptors are kept that another process would need to go on. */
+  readonly keeper: Keeper;
+  readonly commands: Commands;
+  /** Writes down what another process would need to know. */
+  readonly save: () => void;
   /** Where temporary files go; where Deno puts them, unless given. */
   readonly temporary?: { readonly dir: string } | undefined;
 }

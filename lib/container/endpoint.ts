@@ -4,9 +4,10 @@ import * as fds from "../../ffi/fd.ts";
 import { Errno, SystemError } from "../../ffi/libc.ts";
 import { stat } from "../../ffi/stat.ts";
 import { sleep, type Timer } from "../async.ts";
+import type { Shelf } from "../record/keeper.ts";
 import { Code, StatusError } from "../ttrpc/status.ts";
 
-/** Where an output goes: a FIFO or a file, whose descriptor the caller owns, or a logger, which is yet to be started. */
+/** Where an output goes: a FIFO, which is kept, or a file, which the caller owns, or a logger, which is yet to be started. */
 export type Output =
   | { readonly kind: "fifo"; readonly fd: number }
   | { readonly kind: "file"; readonly fd: number }
@@ -27,14 +28,15 @@ const READER_DELAY_MS = 5;
 /**
  * Opens an output: a path, or a URI; the file of a `file://` is made, with its folders, if it is not there.
  *
+ * @param role a FIFO's among what is kept
  * @throws {SystemError | Error} when it cannot be opened
  * @throws {StatusError} INVALID_ARGUMENT for a scheme that is not known
  */
-export async function openOutput(target: string, timer: Timer): Promise<Output> {
+export async function openOutput(target: string, shelf: Shelf, role: number, timer: Timer): Promise<Output> {
   switch (schemeOf(target)) {
     case undefined:
       return isFifo(target)
-        ? { kind: "fifo", fd: await openFifoToWrite(target, timer) }
+        ? { kind: "fifo", fd: await openFifoToWrite(target, shelf, role, timer) }
         : { kind: "file", fd: fds.open(target, fds.O.WRONLY | fds.O.APPEND | fds.O.NOCTTY) };
     case "file":
       return { kind: "file", fd: openLogFile(decodeURIComponent(new URL(target).pathname)) };
@@ -65,37 +67,28 @@ export function isFifo(path: string): boolean {
 }
 
 /**
- * Opens the FIFO of an input; the caller owns the descriptor.
+ * Opens the FIFO of an input; it is kept.
  *
  * @throws {SystemError}
  */
-export function openFifoToRead(path: string): number {
-  return fds.open(path, fds.O.RDONLY | fds.O.NONBLOCK);
+export function openFifoToRead(path: string, shelf: Shelf, role: number): Promise<number> {
+  return shelf.open(role, path, fds.O.RDONLY | fds.O.NONBLOCK);
 }
 
 /** Opens the FIFO of an output, both of its ends: a reader that goes away stalls the process. */
-async function openFifoToWrite(path: string, timer: Timer): Promise<number> {
-  let writer = openWriter(path);
-  for (let waited = 0; writer === undefined && waited < READER_TIMEOUT_MS; waited += READER_DELAY_MS) {
+async function openFifoToWrite(path: string, shelf: Shelf, role: number, timer: Timer): Promise<number> {
+  const both = fds.O.RDWR | fds.O.NONBLOCK;
+  for (let waited = 0; waited < READER_TIMEOUT_MS; waited += READER_DELAY_MS) {
+    try {
+      // Opened to write first, which fails unless somebody has it open to read, or waits in open(2) for its writer: fifo(7).
+      // In one go: a reader that has just come would see the end of file.
+      return await shelf.open(role, path, both, fds.O.WRONLY | fds.O.NONBLOCK);
+    } catch (error) {
+      if (!(error instanceof SystemError && error.errno === Errno.ENXIO)) throw error;
+    }
     await sleep(timer, READER_DELAY_MS);
-    writer = openWriter(path);
   }
-  try {
-    return fds.open(path, fds.O.RDWR | fds.O.NONBLOCK);
-  } finally {
-    // Not before: a reader that has just come would see the end of file.
-    if (writer !== undefined) fds.close(writer);
-  }
-}
-
-/** Opens a FIFO to write if somebody has it open to read, or waits in open(2) for its writer: fifo(7). */
-function openWriter(path: string): number | undefined {
-  try {
-    return fds.open(path, fds.O.WRONLY | fds.O.NONBLOCK);
-  } catch (error) {
-    if (error instanceof SystemError && error.errno === Errno.ENXIO) return undefined;
-    throw error;
-  }
+  return await shelf.open(role, path, both);
 }
 
 function openLogFile(path: string): number {

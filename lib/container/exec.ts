@@ -7,7 +7,8 @@ import { RuntimeError } from "../runtime/runc.ts";
 import { readPidFile } from "./bundle.ts";
 import type { Context } from "./context.ts";
 import type { Init } from "./init.ts";
-import { type ExitListener, Process } from "./process.ts";
+import type { ExecRecord } from "../record/record.ts";
+import { type ExitListener, Process, stateOf } from "./process.ts";
 import { killError, runtimeError } from "./runtime_errors.ts";
 import { EXEC, type State, StateMachine } from "./state.ts";
 import type { StdioConfig } from "./streams.ts";
@@ -29,11 +30,34 @@ export class Exec extends Process {
   readonly #init: Init;
   readonly #onExit: ExitListener;
 
-  constructor(context: Context, config: ExecConfig, init: Init, onExit: ExitListener) {
-    super(context, config.id, config.stdio, new StateMachine(EXEC));
+  constructor(context: Context, config: ExecConfig, init: Init, onExit: ExitListener, initial: State = "created") {
+    super(context, config.id, config.stdio, new StateMachine(EXEC, initial));
     this.#config = config;
     this.#init = init;
     this.#onExit = onExit;
+  }
+
+  /** Goes on where another process has stopped. */
+  static restore(context: Context, record: ExecRecord, init: Init, onExit: ExitListener): Exec {
+    const { id, stdio, spec = {} } = record;
+    const exec = new Exec(context, { id, stdio, spec }, init, onExit, stateOf(record));
+    exec.restoreProcess(record, init.config);
+    if (exec.pid !== 0 && exec.exit === undefined) exec.#watch();
+    return exec;
+  }
+
+  /** What another process needs to go on with it. */
+  get record(): ExecRecord {
+    const { id } = this;
+    return {
+      ...this.processRecord,
+      id,
+      spec: this.pid === 0 && this.exit === undefined ? this.#config.spec : undefined,
+    };
+  }
+
+  override get scope(): string {
+    return this.#pidFile;
   }
 
   override get containerId(): string {
@@ -51,7 +75,7 @@ export class Exec extends Process {
   }
 
   async #start(): Promise<void> {
-    const { reaper } = this.context;
+    const { reaper, commands } = this.context;
     const { bundle } = this.#init.config;
     const process = `${bundle}/${this.id}.process.json`;
     using _hold = reaper.hold();
@@ -59,19 +83,19 @@ export class Exec extends Process {
     try {
       const streams = await this.openStreams(this.#init.config);
       try {
-        Deno.writeTextFileSync(
-          process,
-          JSON.stringify({ ...this.#config.spec, terminal: this.stdio.terminal }),
-          { mode: 0o600 },
-        );
+        // What another process has begun with is reading it.
+        if (!commands.hasBegunFor(this.scope)) {
+          const spec = JSON.stringify({ ...this.#config.spec, terminal: this.stdio.terminal });
+          Deno.writeTextFileSync(process, spec, { mode: 0o600 });
+        }
         await this.#init.runc.exec(this.#init.id, {
           stdio: streams.stdio,
           pidFile: this.#pidFile,
           process,
         });
         started = true;
-        streams.connectOutput();
-        streams.connectStdin();
+        await streams.connectOutput();
+        await streams.connectStdin();
         this.pid = readPidFile(this.#pidFile);
       } finally {
         streams.closeChildEnds();
@@ -85,7 +109,11 @@ export class Exec extends Process {
       throw runtimeError("OCI runtime exec failed", error);
     }
     this.machine.become("running");
-    reaper.watch(this.pid, (exit) => {
+    this.#watch();
+  }
+
+  #watch(): void {
+    this.context.reaper.watch(this.pid, (exit) => {
       this.setExited(exit);
       this.#onExit(this, exit);
     });
@@ -107,8 +135,19 @@ export class Exec extends Process {
       if (this.pid === 0) {
         throw new StatusError(Code.FAILED_PRECONDITION, "process not created");
       }
+      const { commands, reaper, save } = this.context;
+      const what = `signal ${signal}`;
+      // Once more does no harm.
+      if (signal !== Signal.SIGKILL && commands.hasBegun(what, this.scope)) {
+        throw new StatusError(
+          Code.UNAVAILABLE,
+          `the shim's host has died when it was about to send signal ${signal} to process ${this.id}: it may have been sent`,
+        );
+      }
+      commands.note(what, this.scope);
+      save();
       try {
-        this.context.reaper.kill(this.pid, signal);
+        reaper.kill(this.pid, signal);
       } catch (error) {
         if (error instanceof SystemError && error.errno === Errno.ESRCH) this.alreadyFinished();
         throw killError(error);

@@ -15,10 +15,12 @@ import { Code, StatusError } from "../ttrpc/status.ts";
 import { ownsPidNamespace, readPidFile } from "./bundle.ts";
 import type { Context } from "./context.ts";
 import { withCriu } from "./criu.ts";
-import { type ExitListener, Process } from "./process.ts";
+import { INIT_SLOT } from "../record/keeper.ts";
+import type { InitRecord } from "../record/record.ts";
+import { type ExitListener, Process, type ProcessExit, stateOf } from "./process.ts";
 import { unmountAll } from "./rootfs.ts";
 import { isGone, killError, runtimeError } from "./runtime_errors.ts";
-import { INIT, StateMachine } from "./state.ts";
+import { INIT, type State, StateMachine } from "./state.ts";
 import type { ProcessStreams, StdioConfig } from "./streams.ts";
 
 /** What an init process is created from. */
@@ -63,17 +65,69 @@ export class Init extends Process {
   readonly #onExit: ExitListener;
   #stdinTimer: Disposable | undefined;
   #ownsPidNamespace = true;
+  /** How it has ended, as long as that is not told. */
+  #ending: ProcessExit | undefined;
 
-  constructor(context: Context, config: InitConfig, runc: Runc, onExit: ExitListener) {
-    const initial = config.checkpoint === undefined ? "created" : "createdCheckpoint";
+  constructor(
+    context: Context,
+    config: InitConfig,
+    runc: Runc,
+    onExit: ExitListener,
+    initial: State = config.checkpoint === undefined ? "created" : "createdCheckpoint",
+  ) {
     super(context, config.id, config.stdio, new StateMachine(INIT, initial));
     this.#config = config;
     this.#runc = runc;
     this.#onExit = onExit;
   }
 
+  /** Goes on where another process has stopped. */
+  static restore(context: Context, record: InitRecord, runc: Runc, onExit: ExitListener): Init {
+    const { id, namespace, bundle, workdir, rootfs, noPivotRoot, noNewKeyring, uid, gid, stdio, checkpoint } = record;
+    const config = { id, namespace, bundle, workdir, rootfs, noPivotRoot, noNewKeyring, uid, gid, stdio };
+    const init = new Init(
+      context,
+      { ...config, checkpoint: checkpoint as CriuOptions | undefined },
+      runc,
+      onExit,
+      stateOf(record),
+    );
+    init.#ownsPidNamespace = record.ownsPidNamespace;
+    init.restoreProcess(record, config);
+    if (init.pid === 0) return init;
+    if (record.ending !== undefined) {
+      init.#exited({ pid: init.pid, status: record.ending.status, at: new Date(record.ending.at) });
+    } else if (init.exit === undefined) {
+      context.reaper.watch(init.pid, (exit) => init.#exited(exit));
+    }
+    if (init.machine.state === "created") init.#connectInputLater();
+    return init;
+  }
+
+  /** What another process needs to go on with it. */
+  get record(): InitRecord {
+    const { id, namespace, bundle, workdir, rootfs, noPivotRoot, noNewKeyring, uid, gid, checkpoint } = this.#config;
+    return {
+      ...this.processRecord,
+      ...{ id, namespace, bundle, workdir, rootfs, noPivotRoot, noNewKeyring, uid, gid },
+      checkpoint: checkpoint as InitRecord["checkpoint"],
+      ownsPidNamespace: this.#ownsPidNamespace,
+      ending: this.exit === undefined && this.#ending
+        ? { status: this.#ending.status, at: this.#ending.at.getTime() }
+        : undefined,
+    };
+  }
+
   override get containerId(): string {
     return this.id;
+  }
+
+  override get scope(): string {
+    return "";
+  }
+
+  protected override get slot(): number {
+    return INIT_SLOT;
   }
 
   /** The OCI runtime that the container was made with. */
@@ -97,11 +151,17 @@ export class Init extends Process {
     await this.#make(
       "OCI runtime create failed",
       (stdio) => this.#runc.create(id, bundle, { stdio, pidFile: this.#pidFile, noPivotRoot, noNewKeyring }),
-      (streams) => {
-        // A client that is told of the creation may still be on its way to where it can close the input that it opens.
-        this.#stdinTimer = this.context.timer(STDIN_DELAY_MS, () => streams.connectStdin());
-      },
+      () => this.#connectInputLater(),
     );
+  }
+
+  /** A client that is told of the creation may still be on its way to where it can close the input that it opens. */
+  #connectInputLater(): void {
+    this.#stdinTimer = this.context.timer(STDIN_DELAY_MS, () => {
+      this.streams?.connectStdin().catch((error) => {
+        this.context.log.error("the input of a process cannot be opened", { id: this.id, error });
+      });
+    });
   }
 
   override start(): Promise<void> {
@@ -115,7 +175,7 @@ export class Init extends Process {
   async #start(): Promise<void> {
     this.#stdinTimer?.[Symbol.dispose]();
     try {
-      this.streams?.connectStdin();
+      await this.streams?.connectStdin();
       await this.#runc.start(this.id);
     } catch (error) {
       throw runtimeError("OCI runtime start failed", error);
@@ -147,7 +207,7 @@ export class Init extends Process {
   async #make(
     what: string,
     command: (stdio: ProcessStdio) => Promise<void>,
-    connectInput: (streams: ProcessStreams) => void,
+    connectInput: (streams: ProcessStreams) => Promise<void> | void,
   ): Promise<void> {
     const { id, bundle } = this.#config;
     const streams = await this.openStreams(this.#config);
@@ -159,9 +219,9 @@ export class Init extends Process {
       this.#ownsPidNamespace = ownsPidNamespace(bundle, this.context.log);
       await made.finally(() => streams.closeChildEnds());
       exists = true;
-      streams.connectOutput();
+      await streams.connectOutput();
       const pid = readPidFile(this.#pidFile);
-      connectInput(streams);
+      await connectInput(streams);
       this.pid = pid;
     } catch (error) {
       await streams.close();
@@ -323,6 +383,7 @@ export class Init extends Process {
   }
 
   async #exited(exit: Exit): Promise<void> {
+    this.#ending = exit;
     const wasPaused = this.machine.state === "paused";
     if (!this.#ownsPidNamespace) {
       // What it leaves behind would live on: there is no pid namespace to end with it.
@@ -334,6 +395,7 @@ export class Init extends Process {
     }
     this.setExited(exit);
     this.#onExit(this, exit);
+    if (!this.#ownsPidNamespace) this.context.save();
     if (wasPaused) {
       try {
         await this.#runc.resume(this.id);

@@ -82,6 +82,18 @@ export class Logger {
     return logger;
   }
 
+  /** Goes on with a logger that another process has started. */
+  static restore(uri: string, pid: number, { context }: Pick<StdioOptions, "context">): Logger {
+    const logger = new Logger(context, decodeURIComponent(new URL(uri).pathname), []);
+    logger.#pid = pid;
+    context.reaper.runOn(pid, (exit) => logger.#onExit(exit)).catch(() => {});
+    return logger;
+  }
+
+  get pid(): number {
+    return this.#pid;
+  }
+
   /** Waits for the other end of a pipe to be closed or written to, and closes this end. */
   async #ready(fd: number): Promise<void> {
     const { poller, timer } = this.#context;

@@ -3,6 +3,7 @@
 import type { Exit } from "../reaper.ts";
 import { Code, StatusError } from "../ttrpc/status.ts";
 import { within } from "../async.ts";
+import type { ProcessRecord, StreamsRecord } from "../record/record.ts";
 import { ConsoleStdio } from "./console.ts";
 import type { Context } from "./context.ts";
 import type { Action, State, StateMachine } from "./state.ts";
@@ -18,6 +19,12 @@ export type ProcessExit = Pick<Exit, "status" | "at">;
 /** Told that a process of a container has ended, after its state says so. */
 export type ExitListener = (process: Process, exit: ProcessExit) => void;
 
+/** The state that a process is in which has been in another when a process before this one has written it down. */
+export function stateOf({ state }: Pick<ProcessRecord, "state">): State {
+  // It is paused once more.
+  return state === "pausing" ? "running" : state;
+}
+
 /** A process of a container. */
 export abstract class Process {
   readonly id: string;
@@ -30,6 +37,8 @@ export abstract class Process {
   #exit: ProcessExit | undefined;
   readonly #exited = Promise.withResolvers<ProcessExit>();
   #last: Promise<unknown> = Promise.resolve();
+  /** Whether its streams have been opened by another process, for a start that goes on here. */
+  #hasStreams = false;
 
   constructor(context: Context, id: string, stdio: StdioConfig, machine: StateMachine) {
     this.context = context;
@@ -40,6 +49,51 @@ export abstract class Process {
 
   /** The container that it belongs to. */
   abstract get containerId(): string;
+
+  /** What its commands are known by: see {@link Commands}. */
+  abstract get scope(): string;
+
+  /** What another process needs to go on with it. */
+  protected get processRecord(): ProcessRecord {
+    return {
+      stdio: this.stdio,
+      state: this.machine.state,
+      pid: this.#pid,
+      exit: this.#exit && { status: this.#exit.status, at: this.#exit.at.getTime() },
+      isStdinClosed: this.#stdinClosed,
+      streams: this.streams?.record,
+    };
+  }
+
+  /** Goes on where another process has stopped. */
+  protected restoreProcess(record: ProcessRecord, config: Omit<StdioOptions, "context" | "id" | "shelf">): void {
+    const { pid, exit, isStdinClosed, streams } = record;
+    this.#pid = pid;
+    this.#stdinClosed = isStdinClosed;
+    if (exit !== undefined) {
+      this.#exit = { status: exit.status, at: new Date(exit.at) };
+      this.#exited.resolve(this.#exit);
+    }
+    if (streams === undefined) return;
+    if (pid === 0 && !this.context.commands.hasBegunFor(this.scope)) {
+      // They were for a start that has not been begun: it opens its own.
+      if (streams.folder !== undefined) removeFolder(streams.folder);
+      return;
+    }
+    this.#restoreStreams(streams, config);
+  }
+
+  #restoreStreams(record: StreamsRecord, config: Omit<StdioOptions, "context" | "id" | "shelf">): void {
+    const { context, id, stdio } = this;
+    const options = { ...config, context, id, shelf: context.keeper.place(record.slot) };
+    const streams = (stdio.terminal ? ConsoleStdio : PipeStdio).restore(stdio, options, record, this.#stdinClosed);
+    this.streams = streams;
+    this.#hasStreams = this.#pid === 0;
+    if (this.#pid === 0) return;
+    Promise.resolve(streams.connectOutput()).catch((error) => {
+      context.log.error("the output of a process is lost", { id, error });
+    });
+  }
 
   /** Its pid; 0 before it has one. It keeps it when it has ended. */
   get pid(): number {
@@ -122,13 +176,22 @@ export abstract class Process {
    * @throws {SystemError | Error} when one cannot be opened
    * @throws {StatusError} INVALID_ARGUMENT for a scheme that is not known
    */
-  protected async openStreams(config: Omit<StdioOptions, "context" | "id">): Promise<ProcessStreams> {
-    const options = { ...config, context: this.context, id: this.id };
+  protected async openStreams(config: Omit<StdioOptions, "context" | "id" | "shelf">): Promise<ProcessStreams> {
+    if (this.#hasStreams) {
+      this.#hasStreams = false;
+      return this.streams!;
+    }
+    const options = { ...config, context: this.context, id: this.id, shelf: this.context.keeper.place(this.slot) };
     const streams = await (this.stdio.terminal ? ConsoleStdio : PipeStdio).open(this.stdio, options);
     this.streams = streams;
     // A client may have said so before there was anything to close.
     if (this.#stdinClosed) streams.closeStdin();
     return streams;
+  }
+
+  /** Where its descriptors are kept, if that is not any place. */
+  protected get slot(): number | undefined {
+    return undefined;
   }
 
   /** Waits for its output to be passed on, but not for long: something else may hold it open. */
@@ -149,5 +212,13 @@ export abstract class Process {
   /** @throws {StatusError} NOT_FOUND */
   protected alreadyFinished(): never {
     throw new StatusError(Code.NOT_FOUND, "process already finished");
+  }
+}
+
+function removeFolder(path: string): void {
+  try {
+    Deno.removeSync(path, { recursive: true });
+  } catch (error) {
+    if (!(error instanceof Deno.errors.NotFound)) throw error;
   }
 }

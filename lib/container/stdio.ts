@@ -2,6 +2,9 @@
 
 import * as fds from "../../ffi/fd.ts";
 import { changeOwner, pipe } from "../../ffi/pipe.ts";
+import { statDescriptor } from "../../ffi/stat.ts";
+import { Role } from "../record/keeper.ts";
+import type { StreamsRecord } from "../record/record.ts";
 import type { ProcessDescriptors } from "../runtime/runc.ts";
 import { isFifo, openFifoToRead, openOutput, takesBoth } from "./endpoint.ts";
 import { Logger } from "./logger.ts";
@@ -9,6 +12,12 @@ import { Stream } from "./stream.ts";
 import type { ProcessStreams, StdioConfig, StdioOptions } from "./streams.ts";
 
 type OutputName = "stdout" | "stderr";
+
+/** The roles of an output's two ends. */
+const ENDS = {
+  stdout: { from: Role.STDOUT_FROM, to: Role.STDOUT_TO },
+  stderr: { from: Role.STDERR_FROM, to: Role.STDERR_TO },
+} as const;
 
 /**
  * Pipes between a process and the FIFOs that containerd has made for it, or loggers. A file is given to the process itself.
@@ -33,6 +42,7 @@ export class PipeStdio implements ProcessStreams {
   #stdinPipe: number | undefined;
   #stdinWriter: number | undefined;
   #stdinClosed = false;
+  #closed = false;
   readonly #config: StdioConfig;
   readonly #options: StdioOptions;
 
@@ -61,6 +71,53 @@ export class PipeStdio implements ProcessStreams {
       await stdio.close();
       throw error;
     }
+  }
+
+  /** Goes on with the streams of another process: what of them is kept is on the shelf. */
+  static restore(
+    config: StdioConfig,
+    options: StdioOptions,
+    { loggers }: StreamsRecord,
+    isStdinClosed: boolean,
+  ): PipeStdio {
+    const stdio = new PipeStdio(config, options);
+    stdio.#stdinClosed = isStdinClosed;
+    for (const name of ["stdout", "stderr"] as const) {
+      const [from, to] = [stdio.#find(ENDS[name].from), stdio.#find(ENDS[name].to)];
+      if (from !== undefined && to !== undefined) stdio.#waiting.push({ name, from, to });
+      // One that is there without the other was being closed.
+      else [from, to].forEach((fd) => fd !== undefined && options.shelf.close(fd));
+    }
+    const [from, to] = [stdio.#find(Role.STDIN_FROM), stdio.#find(Role.STDIN_TO)];
+    stdio.#stdinWriter = stdio.#find(Role.STDIN_WRITER);
+    if (isStdinClosed) stdio.closeStdin();
+    if (from !== undefined && to !== undefined) {
+      if (stdio.#stdinWriter === undefined && !isStdinClosed) stdio.#openStdinWriter();
+      stdio.#stream("stdin", from, to);
+    } else if (from !== undefined) {
+      options.shelf.close(from);
+      stdio.closeStdin();
+    } else {
+      stdio.#stdinPipe = to;
+    }
+    for (const { uri, pid } of loggers) stdio.#loggers.set(uri, Logger.restore(uri, pid, options));
+    return stdio;
+  }
+
+  /** A pipe or FIFO that has been kept. */
+  #find(role: number): number | undefined {
+    const { shelf, context } = this.#options;
+    const fd = shelf.find(role);
+    if (fd === undefined || statDescriptor(fd).isFifo) return fd;
+    context.log.error("what has been kept for a stream is no pipe", { id: this.#options.id, role });
+    shelf.close(fd);
+    return undefined;
+  }
+
+  get record(): StreamsRecord | undefined {
+    if (this.#closed) return undefined;
+    const loggers = [...this.#loggers].map(([uri, { pid }]) => ({ uri, pid }));
+    return { slot: this.#options.shelf.slot, folder: undefined, loggers };
   }
 
   get stdio(): { readonly descriptors: ProcessDescriptors } {
@@ -94,20 +151,18 @@ export class PipeStdio implements ProcessStreams {
   closeStdin(): void {
     this.#stdinClosed = true;
     if (this.#stdinWriter === undefined) return;
-    fds.close(this.#stdinWriter);
+    this.#options.shelf.close(this.#stdinWriter);
     this.#stdinWriter = undefined;
   }
 
   async close(): Promise<void> {
+    if (this.#closed) return;
+    this.#closed = true;
     this.closeChildEnds();
-    this.closeStdin();
-    if (this.#stdinPipe !== undefined) fds.close(this.#stdinPipe);
-    this.#stdinPipe = undefined;
-    for (const { from, to } of this.#waiting.splice(0)) {
-      fds.close(from);
-      fds.close(to);
-    }
     for (const stream of this.#streams.values()) stream.close();
+    this.#stdinPipe = this.#stdinWriter = undefined;
+    this.#waiting.length = 0;
+    this.#options.shelf.release();
     await Promise.all([...this.#loggers.values()].map((logger) => logger.stop()));
   }
 
@@ -118,6 +173,7 @@ export class PipeStdio implements ProcessStreams {
     }
     const { read, write } = pipe();
     this.#stdinPipe = write;
+    this.#options.shelf.keep(Role.STDIN_TO, write);
     this.#givePipe(0, read);
     fds.setNonblocking(write);
   }
@@ -126,25 +182,34 @@ export class PipeStdio implements ProcessStreams {
     for (const { name, from, to } of this.#waiting.splice(0)) this.#stream(name, from, to);
   }
 
-  connectStdin(): void {
+  async connectStdin(): Promise<void> {
     const pipe = this.#stdinPipe;
     if (pipe === undefined) return;
     this.#stdinPipe = undefined;
-    const path = this.#config.stdin;
+    const { shelf } = this.#options;
     let fifo: number;
     try {
-      fifo = openFifoToRead(path);
+      fifo = await openFifoToRead(this.#config.stdin, shelf, Role.STDIN_FROM);
     } catch (error) {
-      fds.close(pipe);
+      if (!this.#closed) shelf.close(pipe);
       throw error;
     }
+    // Meanwhile.
+    if (this.#closed) return shelf.close(fifo);
     this.#stream("stdin", fifo, pipe);
     // After the read end: without a reader, a writer that does not wait is refused.
-    if (!this.#stdinClosed) this.#stdinWriter = fds.open(path, fds.O.WRONLY | fds.O.NONBLOCK);
+    if (!this.#stdinClosed) this.#openStdinWriter();
+  }
+
+  #openStdinWriter(): void {
+    const fd = fds.open(this.#config.stdin, fds.O.WRONLY | fds.O.NONBLOCK);
+    this.#stdinWriter = fd;
+    this.#options.shelf.keep(Role.STDIN_WRITER, fd);
   }
 
   async #openOutput(number: 1 | 2, name: OutputName, target: string): Promise<void> {
-    const output = await openOutput(target, this.#options.context.timer);
+    const { shelf, context } = this.#options;
+    const output = await openOutput(target, shelf, ENDS[name].to, context.timer);
     if (output.kind === "file") {
       // A file needs no one to stand between: its writer is never kept waiting, and never without a reader.
       this.#giveToProcess(number, output.fd);
@@ -159,13 +224,8 @@ export class PipeStdio implements ProcessStreams {
       this.#givePipe(number, logger.takeOutput(name));
       return;
     }
-    let ends;
-    try {
-      ends = pipe();
-    } catch (error) {
-      fds.close(output.fd);
-      throw error;
-    }
+    const ends = pipe();
+    shelf.keep(ENDS[name].from, ends.read);
     this.#waiting.push({ name, from: ends.read, to: output.fd });
     this.#givePipe(number, ends.write);
     fds.setNonblocking(ends.read);
@@ -182,6 +242,7 @@ export class PipeStdio implements ProcessStreams {
   }
 
   #stream(name: string, from: number, to: number): void {
-    this.#streams.set(name, new Stream(this.#options.context.poller, from, to));
+    const { context, shelf } = this.#options;
+    this.#streams.set(name, new Stream(context.poller, from, to, { close: (fd) => shelf.close(fd) }));
   }
 }

@@ -42,6 +42,8 @@ export interface StreamOptions {
   readonly fromTerminal?: boolean;
   /** Whether the second descriptor is a file that is opened to append: splice(2) refuses those. */
   readonly toFile?: boolean;
+  /** Closes one of the two; close(2), unless given. */
+  readonly close?: (fd: number) => void;
 }
 
 /**
@@ -56,6 +58,7 @@ export class Stream {
   readonly #toFile: boolean;
   readonly #piece: number;
   readonly #done = Promise.withResolvers<void>();
+  readonly #close: (fd: number) => void;
   #open = true;
   /** Whether the pipes have been made larger; undefined as long as that has not been tried. */
   #isLarge: boolean | undefined;
@@ -73,7 +76,9 @@ export class Stream {
    *
    * @throws {SystemError} when the descriptors cannot be watched; they are closed then
    */
-  constructor(poller: Poller, from: number, to: number, { fromTerminal = false, toFile = false }: StreamOptions = {}) {
+  constructor(poller: Poller, from: number, to: number, options: StreamOptions = {}) {
+    const { fromTerminal = false, toFile = false } = options;
+    this.#close = options.close ?? close;
     this.#poller = poller;
     this.#from = from;
     this.#to = to;
@@ -113,7 +118,7 @@ export class Stream {
     this.#timer?.[Symbol.dispose]();
     for (const fd of [this.#from, this.#to]) {
       this.#poller.remove(fd);
-      close(fd);
+      this.#close(fd);
     }
     this.#done.resolve();
   }

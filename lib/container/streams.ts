@@ -1,5 +1,7 @@
 /** The standard streams of a process, with a terminal or without. */
 
+import type { Shelf } from "../record/keeper.ts";
+import type { StreamsRecord } from "../record/record.ts";
 import type { ProcessStdio } from "../runtime/runc.ts";
 import type { Context } from "./context.ts";
 
@@ -22,6 +24,8 @@ export interface StdioOptions {
   /** Who owns the pipes, so that a process that is not root can open /dev/stdout again. */
   readonly uid: number;
   readonly gid: number;
+  /** Where its descriptors are kept; the streams' from then on. */
+  readonly shelf: Shelf;
 }
 
 /** What the streams of a process have in common. */
@@ -36,14 +40,16 @@ export interface ProcessStreams {
    *
    * @throws {Error} when there is no terminal
    */
-  connectOutput(): void;
+  connectOutput(): Promise<void> | void;
   /**
    * Has input come from its FIFO, once, after {@link connectOutput}; until then a client that opens it to write is kept
    * waiting.
    *
    * @throws {SystemError} when it cannot be opened
    */
-  connectStdin(): void;
+  connectStdin(): Promise<void>;
+  /** What another process needs to go on with them; undefined once they have been closed. */
+  readonly record: StreamsRecord | undefined;
   /** Passes on the output that is there now, as far as its readers take it. */
   flush(): void;
   /** Settled when all output has been passed on and its readers have been told. */

@@ -47,10 +47,19 @@ export class EventQueue {
   #settle: (() => void) | undefined;
   #hurried = false;
 
-  constructor(publisher: Publisher, timer: Timer, log: Logger) {
+  readonly #onSent: () => void;
+
+  /** @param onSent told that an event has been acknowledged */
+  constructor(publisher: Publisher, timer: Timer, log: Logger, onSent: () => void = () => {}) {
+    this.#onSent = onSent;
     this.#publisher = publisher;
     this.#timer = timer;
     this.#log = log;
+  }
+
+  /** Those that have not been acknowledged. */
+  get waiting(): readonly Envelope[] {
+    return this.#waiting;
   }
 
   /** How many events have not been acknowledged. */
@@ -106,6 +115,7 @@ export class EventQueue {
         away = false;
         const index = this.#waiting.indexOf(envelope);
         if (index !== -1) this.#waiting.splice(index, 1);
+        this.#onSent();
         this.#delay = FIRST_DELAY_MS;
       } catch (error) {
         away = true;

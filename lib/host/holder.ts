@@ -4,9 +4,9 @@ import * as fds from "../../ffi/fd.ts";
 import { type Message, receiveMessage, sendMessage } from "../../ffi/fd_passing.ts";
 import { SystemError } from "../../ffi/libc.ts";
 import { Event, type Poller } from "../../ffi/poll.ts";
-import { type ChildOptions, exitStatus } from "../../ffi/process.ts";
-import type { Parent } from "../reaper.ts";
-import { decode, type FromHolder, order, spawnOrder } from "./protocol.ts";
+import { parentOf } from "../../ffi/process.ts";
+import type { Parent, StartOptions } from "../reaper.ts";
+import { acceptOrder, decode, type FromHolder, moveOrder, openOrder, order, spawnOrder } from "./protocol.ts";
 
 /** How long the news of an exit takes from a holder that has much to do, in ms. */
 const NEWS_MS = 50;
@@ -25,12 +25,23 @@ export interface HolderOptions {
   readonly buffer: Uint8Array<ArrayBuffer>;
 }
 
+/** What a process that wants to become a holder is answered. */
+const ANSWERS: readonly string[] = ["accepted", "refused", "full"];
+
 /** A child that has been asked for. */
 interface Asked {
   readonly program: string;
+  readonly options: StartOptions;
   readonly started: (pid: number) => void;
   readonly resolve: () => void;
-  readonly reject: (error: Error) => void;
+  readonly reject: (error: unknown) => void;
+}
+
+/** A descriptor that has been asked for. */
+interface Wanted {
+  readonly what: string;
+  readonly resolve: (fd: number) => void;
+  readonly reject: (error: unknown) => void;
 }
 
 /** A message on its way. */
@@ -47,18 +58,31 @@ export class Holder implements Parent {
   readonly #socket: number;
   readonly #options: HolderOptions;
   readonly #listener: HolderListener;
-  /** In the order in which they are answered. */
+  /** The process itself. */
+  readonly #pid: number;
+  /** One after the other: the last that a holder has been asked for is what it can tell the next host about. */
   readonly #asked: Asked[] = [];
+  #isStarting = false;
+  /** Descriptors, by their numbers. */
+  readonly #wanted = new Map<number, Wanted>();
+  /** Told that a child is about to be asked for: what is known by now of those before is to be written down. */
+  beforeStart: (() => void) | undefined;
+  /** The number of the last child that has been asked for. */
+  serial = 0;
   /** What there was no room for: the holder is stopped, say. */
   readonly #outgoing: Outgoing[] = [];
   #open = true;
+  /** Whether it has been told that it may become a holder: the first thing that it is told. */
+  #isAccepted = false;
 
   /**
    * @param socket its connection, nonblocking; this object's from then on
+   * @param pid its process
    * @throws {SystemError} when it cannot be watched; it is closed then
    */
-  constructor(socket: number, options: HolderOptions, listener: HolderListener) {
+  constructor(socket: number, pid: number, options: HolderOptions, listener: HolderListener) {
     this.#socket = socket;
+    this.#pid = pid;
     this.#options = options;
     this.#listener = listener;
     try {
@@ -69,25 +93,84 @@ export class Holder implements Parent {
     }
   }
 
-  /** A number or nothing that it is told: see lib/standalone/entry.c. */
+  /** A number or nothing that it is told: see lib/standalone/entry.c. What it keeps by a number is the caller's to know. */
   tell(...message: Parameters<typeof order>): void {
     try {
+      if (ANSWERS.includes(message[0])) {
+        this.#sent({ bytes: order(...message), descriptors: [] });
+        this.#isAccepted = true;
+        this.#sendWaiting();
+        return;
+      }
       this.#send({ bytes: order(...message), descriptors: [] });
     } catch {
       // It has gone: what is read next says so.
     }
   }
 
-  spawn(options: ChildOptions, started: (pid: number) => void): Promise<void> {
+  spawn(options: StartOptions, started: (pid: number) => void): Promise<void> {
     const program = options.args[0]!;
-    const bytes = spawnOrder(this.#candidates(program), options);
-    const descriptors = options.descriptors.map((fd) => fd ?? this.#options.devNull);
     return new Promise((resolve, reject) => {
       if (!this.#open) return reject(gone(program));
-      // First: what cannot be sent is an error of this call.
-      this.#send({ bytes, descriptors });
-      this.#asked.push({ program, started, resolve, reject });
+      this.#asked.push({ program, options, started, resolve, reject });
+      this.#startNext();
     });
+  }
+
+  #startNext(): void {
+    while (!this.#isStarting && this.#asked.length > 0) {
+      const { program, options } = this.#asked[0]!;
+      const serial = ++this.serial;
+      try {
+        const bytes = spawnOrder(serial, this.#candidates(program), options);
+        options.numbered?.(serial);
+        this.beforeStart?.();
+        this.#send({ bytes, descriptors: options.descriptors.map((fd) => fd ?? this.#options.devNull) });
+        this.#isStarting = true;
+      } catch (error) {
+        this.#asked.shift()!.reject(error);
+      }
+    }
+  }
+
+  /** Has a descriptor kept by a number; it stays the caller's. */
+  keep(number: number, fd: number): void {
+    this.#send({ bytes: order("keep", number), descriptors: [fd] });
+  }
+
+  /**
+   * Has a file opened: see {@link openOrder}. The descriptor that is given is the caller's, and of the same opening.
+   *
+   * @throws {SystemError}
+   */
+  open(number: number, path: string, flags: number, first?: number): Promise<number> {
+    return this.#want(number, `open ${path}`, () => openOrder(number, path, flags, first));
+  }
+
+  /**
+   * Has a connection accepted: see {@link acceptOrder}.
+   *
+   * @throws {SystemError} EAGAIN when none waits
+   */
+  accept(number: number, from: number): Promise<number> {
+    return this.#want(number, `accept4 on descriptor ${from}`, () => acceptOrder(number, from));
+  }
+
+  /** Has it go to a host of another build. */
+  move(build: bigint, executable: number): void {
+    this.#send({ bytes: moveOrder(build), descriptors: [executable] });
+  }
+
+  #want(number: number, what: string, message: () => Uint8Array<ArrayBuffer>): Promise<number> {
+    return new Promise((resolve, reject) => {
+      if (!this.#open) return reject(gone(what));
+      this.#send({ bytes: message(), descriptors: [] });
+      this.#wanted.set(number, { what, resolve, reject });
+    });
+  }
+
+  isChild(pid: number): boolean {
+    return parentOf(pid) === this.#pid;
   }
 
   /** It is the holder that reaps, and tells. */
@@ -101,8 +184,10 @@ export class Holder implements Parent {
     this.#open = false;
     this.#options.poller.remove(this.#socket);
     fds.close(this.#socket);
-    this.#outgoing.length = 0;
+    for (const { descriptors } of this.#outgoing.splice(0)) descriptors.forEach(fds.close);
     for (const { program, reject } of this.#asked.splice(0)) reject(gone(program));
+    for (const { what, reject } of this.#wanted.values()) reject(gone(what));
+    this.#wanted.clear();
   }
 
   /** The paths that a program may have: posix_spawnp(3). */
@@ -113,7 +198,16 @@ export class Holder implements Parent {
 
   #send(message: Outgoing): void {
     if (!this.#open) return;
-    if (this.#outgoing.length > 0 || !this.#sent(message)) this.#outgoing.push(message);
+    if (this.#isAccepted && this.#outgoing.length === 0 && this.#sent(message)) return;
+    // They may be closed before there is room.
+    const descriptors = message.descriptors.map((fd) => fds.duplicate(fd));
+    this.#outgoing.push({ bytes: message.bytes, descriptors });
+  }
+
+  #sendWaiting(): void {
+    while (this.#isAccepted && this.#outgoing.length > 0 && this.#sent(this.#outgoing[0]!)) {
+      this.#outgoing.shift()!.descriptors.forEach(fds.close);
+    }
   }
 
   #sent({ bytes, descriptors }: Outgoing): boolean {
@@ -137,7 +231,7 @@ export class Holder implements Parent {
   #next(): Message | undefined {
     if (!this.#open) return undefined;
     try {
-      while (this.#outgoing.length > 0 && this.#sent(this.#outgoing[0]!)) this.#outgoing.shift();
+      this.#sendWaiting();
       const message = receiveMessage(this.#socket, this.#options.buffer);
       if (message === undefined || message.bytes.length > 0) return message;
     } catch {
@@ -149,21 +243,34 @@ export class Holder implements Parent {
   }
 
   #received(message: FromHolder, descriptors: readonly number[]): void {
-    if (message.kind !== "spawned") return this.#listener(message, descriptors);
-    const asked = this.#asked.shift();
-    if (asked === undefined) throw new Error("a holder has started what nobody asked for");
-    if (message.error !== 0) {
-      asked.reject(new SystemError("start of program", message.error, JSON.stringify(asked.program)));
-    } else {
-      asked.started(message.pid);
-      asked.resolve();
+    switch (message.kind) {
+      case "spawned":
+        return this.#spawned(message);
+      case "held": {
+        const wanted = this.#wanted.get(message.number);
+        if (wanted === undefined) break;
+        this.#wanted.delete(message.number);
+        const [fd] = descriptors;
+        if (fd !== undefined) return wanted.resolve(fd);
+        return wanted.reject(new SystemError(wanted.what, message.error));
+      }
     }
+    this.#listener(message, descriptors);
   }
-}
 
-/** How a child has ended, as a holder tells it. */
-export function exitOf({ pid, word }: Extract<FromHolder, { kind: "exited" }>) {
-  return { pid, status: exitStatus(word) };
+  #spawned({ pid, error }: Extract<FromHolder, { kind: "spawned" }>): void {
+    const asked = this.#asked.shift();
+    this.#isStarting = false;
+    if (asked === undefined) throw new Error("a holder has started what it was not asked for");
+    const { program, started, resolve, reject } = asked;
+    if (error !== 0) {
+      reject(new SystemError("start of program", error, JSON.stringify(program)));
+    } else {
+      started(pid);
+      resolve();
+    }
+    this.#startNext();
+  }
 }
 
 function gone(program: string): Error {

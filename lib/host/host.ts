@@ -12,10 +12,11 @@ import { Signal } from "../../ffi/signals.ts";
 import { accept, isListening, isOwnUser, peerCredentials } from "../../ffi/socket.ts";
 import { parse } from "../cli.ts";
 import { openPlace, type Place } from "../place.ts";
-import { Shim } from "../shim.ts";
+import { type Identity, Shim } from "../shim.ts";
 import { blockEverywhere, receive } from "../signals.ts";
 import { standing } from "./fit.ts";
-import { exitOf, Holder, type HolderOptions } from "./holder.ts";
+import { Holder, type HolderOptions } from "./holder.ts";
+import { KeptByHolder } from "./kept.ts";
 import { type FromHolder, type Join, MAX_MESSAGE } from "./protocol.ts";
 
 /** What a host is started with: lib/standalone/entry.c. */
@@ -32,9 +33,17 @@ const DESCRIPTORS_OWN = 64;
 /** A container here. */
 interface Member {
   readonly holder: Holder;
+  readonly kept: KeptByHolder;
+  readonly join: Join;
+  readonly identity: Identity;
   /** The one that containerd's calls come by, until it is served. */
   listener: number | undefined;
-  readonly shim: Shim;
+  /** Not there until all has been brought that the container's last host has had. */
+  shim: Shim | undefined;
+  /** Whether it can be told of what happens. */
+  isReady: boolean;
+  /** What it could not be told of yet. */
+  readonly signals: number[];
 }
 
 /**
@@ -88,7 +97,7 @@ class Host {
 
   /** Has every container's log say something that is nobody's in particular. */
   tellAll(message: string, fields: Readonly<Record<string, unknown>>): void {
-    for (const { shim } of this.#members) shim.log.error(message, fields);
+    for (const { shim } of this.#members) shim?.log.error(message, fields);
   }
 
   #accept(): void {
@@ -100,9 +109,9 @@ class Host {
     const peer = peerCredentials(socket);
     if (!isOwnUser(peer)) return fds.close(socket);
     let member: Member | undefined;
-    const holder: Holder = new Holder(socket, this.#options, (message, descriptors) => {
+    const holder: Holder = new Holder(socket, peer.pid, this.#options, (message, descriptors) => {
       if (message === undefined) return this.#gone(member);
-      if (member !== undefined) return this.#told(member, message);
+      if (member !== undefined) return this.#told(member, message, descriptors);
       if (message.kind === "join" && descriptors.length === 1) {
         member = this.#join(holder, peer.pid, message, descriptors[0]!);
         if (member !== undefined) return;
@@ -121,51 +130,90 @@ class Host {
     if (join.build !== this.#build || standing(pid) !== this.#standing || !isListening(listener)) {
       return refuse("refused");
     }
-    let shim: Shim;
+    let member: Member;
     try {
       const options = parse(join.args);
       // Help, and a socket that is not inherited, are for a process by itself.
       if (options === undefined || options.socket !== "") return refuse("refused");
       const { cwd, entered } = join;
-      shim = new Shim(this.#place, { options, pid, cwd, entered, temporary: join.variable("TMPDIR"), parent: holder });
+      const kept = new KeptByHolder(holder);
+      const temporary = join.variable("TMPDIR");
+      const identity = { options, pid, cwd, entered, temporary, parent: holder, keeper: kept };
+      member = { holder, kept, join, identity, listener, shim: undefined, isReady: false, signals: [] };
+      if (join.hosts === 0) this.#start(member);
     } catch {
       // It finds that out once more, by itself, and says it on its own standard error.
       return refuse("refused");
     }
     holder.path = join.variable("PATH") ?? holder.path;
-    const member: Member = { holder, listener, shim };
     this.#members.add(member);
     this.#linger?.[Symbol.dispose]();
     this.#linger = undefined;
     this.#noteSize();
     holder.tell("accepted");
-    shim.ended.then(() => holder.tell("end", 0));
     return member;
   }
 
-  #told(member: Member, message: FromHolder): void {
-    const { shim } = member;
+  /** @throws {Error} when the container's shim cannot be what it was started as */
+  #start(member: Member): Shim {
+    const { identity, holder } = member;
+    const shim = new Shim(this.#place, identity);
+    member.shim = shim;
+    holder.beforeStart = () => shim.save();
+    shim.ended.then(() => holder.tell("end", 0));
+    return shim;
+  }
+
+  #told(member: Member, message: FromHolder, descriptors: readonly number[]): void {
+    const { holder, shim } = member;
     switch (message.kind) {
+      case "held":
+        if (descriptors.length === 1) member.kept.brought.set(message.number, descriptors[0]!);
+        return;
       case "go":
-        return this.#serve(member);
+        return void this.#go(member);
       case "signalled":
-        return shim.onSignal(message.signal);
+        member.signals.push(message.signal);
+        return this.#tellSignals(member);
       case "exited":
-        return shim.reaper.ended([exitOf(message)]);
+        try {
+          shim!.reaper.ended([message]);
+        } finally {
+          // It is forgotten there as soon as it is known here.
+          shim!.save();
+          holder.tell("done", message.pid);
+        }
+        return;
       default:
         throw new Error(`a holder has said ${message.kind} when it is not to`);
     }
   }
 
-  #serve(member: Member): void {
-    const { shim, holder, listener } = member;
+  #tellSignals({ isReady, shim, holder, signals }: Member): void {
+    if (!isReady) return;
+    for (const signal of signals.splice(0)) {
+      shim!.onSignal(signal);
+      holder.tell("done", -signal);
+    }
+  }
+
+  async #go(member: Member): Promise<void> {
+    const { holder, join, listener } = member;
     if (listener === undefined) return;
     member.listener = undefined;
     try {
-      shim.serve(listener);
+      if (member.shim === undefined) {
+        await this.#start(member).takeOver(join);
+      } else {
+        member.shim.keepHost();
+      }
+      member.shim!.serve(listener);
+      holder.tell("done", 0);
+      member.isReady = true;
+      this.#tellSignals(member);
     } catch (error) {
       // It is too late to go alone.
-      shim.log.error("cannot serve", { error });
+      member.shim?.log.error("cannot serve", { error });
       holder.tell("end", NOT_SERVED);
     }
   }
@@ -173,7 +221,8 @@ class Host {
   /** A holder has ended, or was not to be one. */
   #gone(member: Member | undefined): void {
     if (member === undefined) return;
-    member.shim.abandon();
+    member.shim?.abandon();
+    member.kept.abandon();
     if (member.listener !== undefined) fds.close(member.listener);
     this.#members.delete(member);
     this.#noteSize();
@@ -214,7 +263,7 @@ class Host {
 
   async #dump(): Promise<void> {
     const { describe, describeProcess } = await import("../dump.ts");
-    const lines = [...this.#members].flatMap(({ shim }) => describe(shim.subjects, []));
+    const lines = [...this.#members].flatMap(({ shim }) => shim === undefined ? [] : describe(shim.subjects, []));
     const text = [...lines, ...describeProcess(this.#place.poller)].join("\n") + "\n";
     Deno.writeTextFileSync(`${this.#path}.dump`, text, { mode: 0o600 });
   }

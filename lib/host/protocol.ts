@@ -6,20 +6,57 @@
 import type { ChildOptions } from "../../ffi/process.ts";
 
 /** The first words of what a holder says, and of what a host does. */
-const FROM_HOLDER = { join: 1, go: 2, signalled: 3, exited: 4, spawned: 5, kept: 6 } as const;
-const FROM_HOST = { accepted: 1, refused: 2, full: 3, end: 4, spawn: 5, keep: 6, drop: 7 } as const;
-const PROTOCOL = 1;
+const FROM_HOLDER = { join: 1, go: 2, signalled: 3, exited: 4, spawned: 5, held: 6 } as const;
+const FROM_HOST = {
+  accepted: 1,
+  refused: 2,
+  full: 3,
+  end: 4,
+  spawn: 5,
+  keep: 6,
+  drop: 7,
+  done: 8,
+  accept: 9,
+  open: 10,
+  move: 11,
+} as const;
+const PROTOCOL = 2;
 
-/** struct join, and where its fields are. */
-const JOIN_SIZE = 40;
-const JOIN = { protocol: 4, build: 8, entered: 16, group: 24, folderSize: 28, arguments: 32, environment: 36 } as const;
-/** struct told: kind, what, detail. */
-const TOLD_SIZE = 12;
+/** struct join, and where its fields are; those of struct past last. */
+const JOIN_SIZE = 72;
+const JOIN = {
+  protocol: 4,
+  build: 8,
+  entered: 16,
+  group: 24,
+  folderSize: 28,
+  arguments: 32,
+  environment: 36,
+  signals: 40,
+  spawned: { pid: 52, error: 56, serial: 60 },
+  hosts: 64,
+} as const;
+/** struct told: kind, what, detail, more. */
+const TOLD_SIZE = 16;
 /** struct order, and where its fields are. */
 const ORDER_SIZE = 24;
-const ORDER = { value: 4, programs: 8, arguments: 12, environment: 16 } as const;
+const ORDER = {
+  value: 4,
+  programs: 8,
+  arguments: 12,
+  environment: 16,
+  from: 8,
+  flags: 12,
+  first: 16,
+  build: 8,
+} as const;
+/** si_code of waitid(2): it has ended by exit(2). */
+const CLD_EXITED = 1;
 /** Stands for the holder's own environment. */
 const OWN_ENVIRONMENT = 0xffff_ffff;
+
+/** What a shell adds to the number of the signal that has ended a process. */
+const SIGNALLED = 128;
 
 /** The largest message that a holder sends: what the system lets a socket hold, as a rule (net.core.wmem_default). */
 export const MAX_MESSAGE = 1 << 18;
@@ -38,6 +75,19 @@ export interface Join {
   readonly args: readonly string[];
   /** A variable of its environment. To be asked before the next message is received. */
   variable(name: string): string | undefined;
+  /** How many hosts it has had before. */
+  readonly hosts: number;
+  /** Signals which the last of them has not said to have dealt with. */
+  readonly signals: readonly number[];
+  /** The last child that it has been asked for. */
+  readonly spawned: Spawned;
+}
+
+/** A child that a holder has started, or could not: the error is errno(3), 0 for none. */
+export interface Spawned {
+  readonly serial: number;
+  readonly pid: number;
+  readonly error: number;
 }
 
 /** What a holder says. */
@@ -45,10 +95,10 @@ export type FromHolder =
   | Join
   | { readonly kind: "go" }
   | { readonly kind: "signalled"; readonly signal: number }
-  | { readonly kind: "exited"; readonly pid: number; readonly word: number }
-  /** The error is errno(3), 0 for none. */
-  | { readonly kind: "spawned"; readonly pid: number; readonly error: number }
-  | { readonly kind: "kept"; readonly fd: number };
+  | { readonly kind: "exited"; readonly pid: number; readonly status: number }
+  | { readonly kind: "spawned" } & Spawned
+  /** With the descriptor, unless there is an error. */
+  | { readonly kind: "held"; readonly number: number; readonly error: number };
 
 /**
  * Reads what a holder has sent.
@@ -60,18 +110,18 @@ export function decode(bytes: Uint8Array): FromHolder {
   const kind = bytes.length >= TOLD_SIZE ? view.getUint32(0, true) : 0;
   if (kind === FROM_HOLDER.join) return decodeJoin(bytes, view);
   if (bytes.length === TOLD_SIZE) {
-    const [what, detail] = [view.getInt32(4, true), view.getInt32(8, true)];
+    const [what, detail, more] = [4, 8, 12].map((at) => view.getInt32(at, true)) as [number, number, number];
     switch (kind) {
       case FROM_HOLDER.go:
         return { kind: "go" };
       case FROM_HOLDER.signalled:
         return { kind: "signalled", signal: what };
       case FROM_HOLDER.exited:
-        return { kind: "exited", pid: what, word: detail };
+        return { kind: "exited", pid: what, status: more === CLD_EXITED ? detail : SIGNALLED + detail };
       case FROM_HOLDER.spawned:
-        return { kind: "spawned", pid: what, error: detail };
-      case FROM_HOLDER.kept:
-        return { kind: "kept", fd: what };
+        return { kind: "spawned", pid: what, error: detail, serial: more };
+      case FROM_HOLDER.held:
+        return { kind: "held", number: what, error: detail };
     }
   }
   throw new Error(`a holder has sent ${bytes.length} bytes of kind ${kind}`);
@@ -104,11 +154,63 @@ function decodeJoin(bytes: Uint8Array, view: DataView): Join {
       const found = strings.slice(count).find((each) => start.every((byte, i) => each[i] === byte));
       return found && decoder.decode(found.subarray(start.length));
     },
+    hosts: view.getUint32(JOIN.hosts, true),
+    signals: signalsOf(view.getBigUint64(JOIN.signals, true)),
+    spawned: {
+      serial: view.getInt32(JOIN.spawned.serial, true),
+      pid: view.getInt32(JOIN.spawned.pid, true),
+      error: view.getInt32(JOIN.spawned.error, true),
+    },
   };
 }
 
+function signalsOf(set: bigint): number[] {
+  return Array.from({ length: 64 }, (_, i) => i + 1).filter((signal) => set >> BigInt(signal - 1) & 1n);
+}
+
+/** What is a number at most. */
+export type Simple = Exclude<keyof typeof FROM_HOST, "spawn" | "accept" | "open" | "move">;
+
+/** Has a connection accepted, and kept by a number, from the listening socket that is kept by another. */
+export function acceptOrder(number: number, from: number): Uint8Array<ArrayBuffer> {
+  const bytes = new Uint8Array(ORDER_SIZE);
+  const view = new DataView(bytes.buffer);
+  view.setUint32(0, FROM_HOST.accept, true);
+  view.setInt32(ORDER.value, number, true);
+  view.setInt32(ORDER.from, from, true);
+  return bytes;
+}
+
+/**
+ * Has a file opened, and kept by a number.
+ *
+ * @param first flags that it is opened with for a moment before
+ * @throws {TypeError} when the path has a NUL
+ */
+export function openOrder(number: number, path: string, flags: number, first = -1): Uint8Array<ArrayBuffer> {
+  if (path.includes("\0")) throw new TypeError(`${JSON.stringify(path)} has a NUL byte in it`);
+  const text = new TextEncoder().encode(`${path}\0`);
+  const bytes = new Uint8Array(ORDER_SIZE + text.length);
+  const view = new DataView(bytes.buffer);
+  view.setUint32(0, FROM_HOST.open, true);
+  view.setInt32(ORDER.value, number, true);
+  view.setInt32(ORDER.flags, flags, true);
+  view.setInt32(ORDER.first, first, true);
+  bytes.set(text, ORDER_SIZE);
+  return bytes;
+}
+
+/** Has a holder go to a host of another build, whose executable goes with it. */
+export function moveOrder(build: bigint): Uint8Array<ArrayBuffer> {
+  const bytes = new Uint8Array(ORDER_SIZE);
+  const view = new DataView(bytes.buffer);
+  view.setUint32(0, FROM_HOST.move, true);
+  view.setBigUint64(ORDER.build, build, true);
+  return bytes;
+}
+
 /** What a host says that is a number at most. */
-export function order(kind: Exclude<keyof typeof FROM_HOST, "spawn">, value = 0): Uint8Array<ArrayBuffer> {
+export function order(kind: Simple, value = 0): Uint8Array<ArrayBuffer> {
   const bytes = new Uint8Array(ORDER_SIZE);
   const view = new DataView(bytes.buffer);
   view.setUint32(0, FROM_HOST[kind], true);
@@ -119,10 +221,12 @@ export function order(kind: Exclude<keyof typeof FROM_HOST, "spawn">, value = 0)
 /**
  * What has a holder start a child; the child's descriptors go with it.
  *
+ * @param serial what it is numbered with
  * @param programs paths, which are tried in turn
  * @throws {TypeError} when a string has a NUL
  */
 export function spawnOrder(
+  serial: number,
   programs: readonly string[],
   { args, environment, cwd = "" }: Pick<ChildOptions, "args" | "environment" | "cwd">,
 ): Uint8Array<ArrayBuffer> {
@@ -133,6 +237,7 @@ export function spawnOrder(
   const bytes = new Uint8Array(ORDER_SIZE + text.length);
   const view = new DataView(bytes.buffer);
   view.setUint32(0, FROM_HOST.spawn, true);
+  view.setInt32(ORDER.value, serial, true);
   view.setUint32(ORDER.programs, programs.length, true);
   view.setUint32(ORDER.arguments, args.length, true);
   view.setUint32(ORDER.environment, environment?.length ?? OWN_ENVIRONMENT, true);

@@ -4,7 +4,22 @@ import { Errno, SystemError } from "../../ffi/libc.ts";
 import { MemoryFile } from "../../ffi/memfd.ts";
 import { stat } from "../../ffi/stat.ts";
 import { messageOf } from "../errors.ts";
-import type { Run } from "../reaper.ts";
+import type { Exit, RunOptions } from "../reaper.ts";
+
+/** A command of the runtime as it is to be run. */
+export interface CommandOptions extends RunOptions {
+  /** What it is, where it changes something; nothing, where it may as well be run twice. */
+  readonly key: string | undefined;
+  /** The process that it is for: empty for the container's own. */
+  readonly scope: string;
+  /** How much is in the log before, in bytes. */
+  readonly logged: number;
+}
+
+/** How a command has ended, and how much was in the log before, which another process may have seen. */
+export interface Outcome extends Pick<Exit, "status"> {
+  readonly logged?: number;
+}
 
 /** Options of {@link Runc}. */
 export interface RuncOptions {
@@ -20,7 +35,7 @@ export interface RuncOptions {
   readonly systemdCgroup?: boolean;
   /** The working directory of its commands. */
   readonly cwd: string;
-  readonly run: Run;
+  readonly run: (options: CommandOptions) => Promise<Outcome>;
 }
 
 /** A runtime command that failed. The message is the runtime's own last error, or why it could not be started. */
@@ -99,12 +114,20 @@ export interface CheckpointOptions extends CriuOptions {
 /** Options of {@link Runc.restore}. */
 export interface RestoreOptions extends CriuOptions, Pick<CreateOptions, "stdio" | "pidFile" | "noPivotRoot"> {}
 
+/** Commands that change nothing. */
+const READING: readonly string[] = ["ps", "state"];
+
 /** An OCI runtime, by its command line. Each method is one command, and rejects with {@link RuntimeError}. */
 export class Runc {
   readonly #options: RuncOptions;
 
   constructor(options: RuncOptions) {
     this.#options = options;
+  }
+
+  /** The runtime's program. */
+  get program(): string {
+    return this.#options.command;
   }
 
   /** `create`: makes the container, its process ready to be started. */
@@ -179,6 +202,20 @@ export class Runc {
     await this.#withStdio(args, options.stdio, id);
   }
 
+  /**
+   * `state`: what the runtime knows of a container: `status` and `pid` among other things.
+   *
+   * @throws {RuntimeError} when it is not JSON, either
+   */
+  async state(id: string): Promise<Readonly<Record<string, unknown>>> {
+    const output = await this.#command(["state", id]);
+    try {
+      return JSON.parse(output);
+    } catch (cause) {
+      throw new RuntimeError(`state of container ${id} is no JSON: ${messageOf(cause)}`, { cause });
+    }
+  }
+
   /** `ps`: the pids of every process in the container's cgroup. */
   async ps(id: string): Promise<number[]> {
     const output = await this.#command(["ps", "--format", "json", id]);
@@ -209,8 +246,7 @@ export class Runc {
       ]);
       return;
     }
-    const logged = this.#logSize();
-    const status = await this.#run([...args, id], stdio.descriptors);
+    const { status, logged } = await this.#run([...args, id], stdio.descriptors);
     if (status !== 0) throw this.#failure(args[0]!, status, logged, "");
   }
 
@@ -218,8 +254,7 @@ export class Runc {
   async #command(args: string[], input: number | null = null): Promise<string> {
     using output = new MemoryFile("runc-output");
     using errors = new MemoryFile("runc-errors");
-    const logged = this.#logSize();
-    const status = await this.#run(args, [input, output.fd, errors.fd]);
+    const { status, logged } = await this.#run(args, [input, output.fd, errors.fd]);
     if (status !== 0) {
       throw this.#failure(args[0]!, status, logged, errors.read());
     }
@@ -229,10 +264,15 @@ export class Runc {
   async #run(
     args: string[],
     descriptors: ProcessDescriptors,
-  ): Promise<number> {
+  ): Promise<{ status: number; logged: number }> {
     const { command, root, log, criu, systemdCgroup, cwd, run } = this.#options;
+    const before = this.#logSize();
+    const pidFile = args.indexOf("--pid-file");
     try {
-      const { status } = await run({
+      const { status, logged = before } = await run({
+        key: READING.includes(args[0]!) ? undefined : args.join(" "),
+        scope: args[0] === "exec" ? args[pidFile + 1]! : "",
+        logged: before,
         args: [
           command,
           "--root",
@@ -248,7 +288,7 @@ export class Runc {
         cwd,
         descriptors,
       });
-      return status;
+      return { status, logged };
     } catch (cause) {
       throw new RuntimeError(this.#startFailure(cause), { cause });
     }

@@ -8,6 +8,7 @@
 import { containerd } from "../api/shim_info.js";
 import { type Handler, type Services, unimplemented } from "../ttrpc/server.ts";
 import type { Process } from "../container/process.ts";
+import type { ContainerRecord } from "../record/record.ts";
 
 const { ShimInfoResponse } = containerd.runtime.linux.shim.v1;
 
@@ -19,6 +20,14 @@ export interface Loaded {
   readonly methods: ReadonlyMap<string, Handler>;
   /** The container's processes, for whoever wants to look. */
   readonly processes: Process[];
+  /** What another process needs to go on with the container, which there is not always one of. */
+  readonly record: ContainerRecord | undefined;
+  /** Goes on with a container where another process has stopped. */
+  restore(record: ContainerRecord): void;
+  /** Goes on with what nobody knows but the OCI runtime: as far as can be. */
+  salvage(): Promise<void>;
+  /** To be called when all calls have been gone on with that another process had begun. */
+  restored(): void;
   /** Closes what is open for the container, which goes on by itself. */
   abandon(): void;
   /**
@@ -57,6 +66,11 @@ export class LazyService {
 
   get processes(): Process[] {
     return this.#loaded?.processes ?? [];
+  }
+
+  /** What another process needs to go on with the container. */
+  get record(): ContainerRecord | undefined {
+    return this.#loaded?.record;
   }
 
   /** @throws {Error} when something is left of the container */

@@ -5,13 +5,16 @@ import { timestamp } from "../api/time.ts";
 import { within } from "../async.ts";
 import { Signal } from "../../ffi/signals.ts";
 import { Container } from "../container/container.ts";
+import { ownsPidNamespace } from "../container/bundle.ts";
 import type { Context } from "../container/context.ts";
 import type { Process, ProcessExit } from "../container/process.ts";
 import type { State } from "../container/state.ts";
 import { messageOf } from "../errors.ts";
 import type { EventQueue } from "../events/queue.ts";
+import { INIT_SLOT } from "../record/keeper.ts";
+import type { AnswerRecord, ContainerRecord } from "../record/record.ts";
 import { Runc } from "../runtime/runc.ts";
-import type { Handler } from "../ttrpc/server.ts";
+import type { Call, Handler } from "../ttrpc/server.ts";
 import { Code, StatusError } from "../ttrpc/status.ts";
 import type { Loaded } from "./lazy.ts";
 
@@ -44,6 +47,20 @@ interface Encoder<T> {
   encode(message: T): { finish(): Uint8Array };
 }
 
+/** Where answers are written down together with what a call has changed, if they are. */
+export interface Committer {
+  commit(call: number | undefined, answer: Omit<AnswerRecord, "call">): void;
+  /** The answer that another process has found. */
+  answerOf(call: number | undefined): AnswerRecord | undefined;
+}
+
+/** What a call that changes something gives back. */
+interface Change<Response> {
+  readonly response: Response;
+  /** What is done before it is answered, and may as well not be. */
+  readonly last?: () => Promise<void>;
+}
+
 /** The service for one container. ShimInfo is answered before this is there: see lazy.ts. */
 export class ShimService implements Loaded {
   readonly methods: ReadonlyMap<string, Handler>;
@@ -54,9 +71,13 @@ export class ShimService implements Loaded {
   #container: Container | undefined;
   /** Its creation, while that goes on. */
   #creating: Promise<unknown> | undefined;
+  /** The one that is being created, or of whose creation another process has had a part. */
+  #unmade: Container | undefined;
+  readonly #committer: Committer | undefined;
 
-  constructor(context: Context, config: ServiceConfig, events: EventQueue) {
+  constructor(context: Context, config: ServiceConfig, events: EventQueue, committer?: Committer) {
     this.#context = context;
+    this.#committer = committer;
     this.#config = config;
     this.#events = events;
     this.methods = this.#methods();
@@ -64,6 +85,52 @@ export class ShimService implements Loaded {
 
   get processes(): Process[] {
     return this.#container?.processes ?? [];
+  }
+
+  get record(): ContainerRecord | undefined {
+    return (this.#container ?? this.#unmade)?.record;
+  }
+
+  restore(record: ContainerRecord): void {
+    const runc = this.#runc(record.runtime);
+    const container = Container.restore(this.#context, record, runc, this.#onExit);
+    if (record.isCreated) this.#container = container;
+    else this.#unmade = container;
+  }
+
+  async salvage(): Promise<void> {
+    const { cwd, namespace, workdir } = this.#config;
+    const id = cwd.slice(cwd.lastIndexOf("/") + 1);
+    const runc = this.#runc("runc");
+    const { status, pid } = await runc.state(id);
+    const state = status === "created" || status === "running" || status === "paused" ? status : "stopped";
+    if (typeof pid !== "number") throw new Error(`the OCI runtime does not tell the pid of container ${id}`);
+    const stdio = { stdin: "", stdout: "", stderr: "", terminal: false };
+    this.restore({
+      runtime: runc.program,
+      isCreated: true,
+      mounts: [],
+      init: {
+        ...{ id, namespace, workdir, stdio, state, pid, bundle: cwd, rootfs: `${cwd}/rootfs` },
+        ...{ exit: undefined, ending: undefined, isStdinClosed: true, checkpoint: undefined },
+        ...{ noPivotRoot: false, noNewKeyring: false, uid: 0, gid: 0 },
+        ownsPidNamespace: ownsPidNamespace(cwd, this.#context.log),
+        // What has been kept for it tells which streams there were.
+        streams: { slot: INIT_SLOT, folder: undefined, loggers: [] },
+      },
+      execs: [],
+    });
+  }
+
+  restored(): void {
+    // A call that was to create it would have gone on by now.
+    const container = this.#unmade;
+    if (container === undefined || this.#creating !== undefined) return;
+    this.#make(container).catch((error) => {
+      this.#context.log.error("a container could not be created, of whose creation nobody waits for the end", {
+        error,
+      });
+    }).finally(() => this.#context.save());
   }
 
   abandon(): void {
@@ -85,27 +152,80 @@ export class ShimService implements Loaded {
       // One that was to be restored has never run.
       if (init.pid !== 0) await within(this.#context.timer, END_TIMEOUT_MS, Promise.resolve(init.wait()));
     }
-    await this.#delete();
+    await (await this.#delete()).last();
   }
 
   #methods(): Map<string, Handler> {
     return new Map([
       ["State", method(v1.StateRequest, v1.StateResponse, ({ id }) => this.#state(id))],
-      ["Create", method(v1.CreateTaskRequest, v1.CreateTaskResponse, (request) => this.#create(request))],
-      ["Start", method(v1.StartRequest, v1.StartResponse, ({ id }) => this.#start(id))],
-      ["Delete", method(Empty, v1.DeleteResponse, () => this.#delete())],
-      ["DeleteProcess", method(v1.DeleteProcessRequest, v1.DeleteResponse, ({ id }) => this.#deleteProcess(id))],
+      ["Create", this.#change(v1.CreateTaskRequest, v1.CreateTaskResponse, (request) => this.#create(request))],
+      ["Start", this.#change(v1.StartRequest, v1.StartResponse, ({ id }) => this.#start(id), ({ id }) => id)],
+      ["Delete", this.#change(Empty, v1.DeleteResponse, () => this.#delete())],
+      [
+        "DeleteProcess",
+        this.#change(v1.DeleteProcessRequest, v1.DeleteResponse, ({ id }) => this.#deleteProcess(id), ({ id }) => id),
+      ],
       ["ListPids", method(v1.ListPidsRequest, v1.ListPidsResponse, () => this.#listPids())],
-      ["Pause", method(Empty, Empty, () => this.#created().init.pause())],
-      ["Resume", method(Empty, Empty, () => this.#created().init.resume())],
-      ["Checkpoint", method(v1.CheckpointTaskRequest, Empty, (request) => this.#checkpoint(request))],
-      ["Kill", method(v1.KillRequest, Empty, ({ id, signal, all }) => this.#kill(id, signal, all))],
-      ["Exec", method(v1.ExecProcessRequest, Empty, (request) => this.#exec(request))],
+      ["Pause", this.#change(Empty, Empty, () => done(this.#created().init.pause()))],
+      ["Resume", this.#change(Empty, Empty, () => done(this.#created().init.resume()))],
+      ["Checkpoint", this.#change(v1.CheckpointTaskRequest, Empty, (request) => done(this.#checkpoint(request)))],
+      [
+        "Kill",
+        this.#change(v1.KillRequest, Empty, ({ id, signal, all }) => done(this.#kill(id, signal, all)), ({ id }) => id),
+      ],
+      ["Exec", this.#change(v1.ExecProcessRequest, Empty, (request) => done(this.#exec(request)))],
       ["ResizePty", method(v1.ResizePtyRequest, Empty, ({ id, width, height }) => this.#resizePty(id, width, height))],
-      ["Update", method(v1.UpdateTaskRequest, Empty, ({ resources }) => this.#update(resources))],
-      ["CloseIO", method(v1.CloseIORequest, Empty, ({ id, stdin }) => this.#closeIO(id, stdin))],
+      ["Update", this.#change(v1.UpdateTaskRequest, Empty, ({ resources }) => done(this.#update(resources)))],
+      [
+        "CloseIO",
+        this.#change(v1.CloseIORequest, Empty, ({ id, stdin }) => done(Promise.resolve(this.#closeIO(id, stdin)))),
+      ],
       ["Wait", method(v1.WaitRequest, v1.WaitResponse, ({ id }) => this.#wait(id))],
     ]);
+  }
+
+  /**
+   * A handler of what changes something: what has become of it is written down together with the answer, and if another
+   * process has got so far, that is the answer.
+   *
+   * @param scope gives the id of the process that it is for, where that is not the container's own
+   */
+  #change<Request, Response>(
+    request: Type<Request>,
+    response: Encoder<Response>,
+    make: (request: Request) => Promise<Change<Response>>,
+    idOf: (request: Request) => string = () => "",
+  ): Handler {
+    const { commands } = this.#context;
+    return async (payload, call) => {
+      const decoded = decode(request, payload, "request");
+      // The server notes the call first.
+      await undefined;
+      const found = this.#committer?.answerOf(call.id);
+      if (found !== undefined) return payloadOf(found);
+      const scope = this.#scopeOf(idOf(decoded));
+      try {
+        const { response: made, last } = await make(decoded);
+        const answer = response.encode(made).finish();
+        commands.settle(scope);
+        this.#commit(call, { payload: answer.toBase64(), code: Code.OK, message: "" });
+        await last?.();
+        return answer;
+      } catch (error) {
+        commands.settle(scope);
+        const code = error instanceof StatusError ? error.code : Code.UNKNOWN;
+        this.#commit(call, { payload: undefined, code, message: messageOf(error) });
+        throw error;
+      }
+    };
+  }
+
+  #commit({ id }: Call, answer: Omit<AnswerRecord, "call">): void {
+    this.#committer?.commit(id, answer);
+  }
+
+  #scopeOf(id: string): string {
+    return this.#container?.processes.find((each) => each.id === id)?.scope ?? "";
   }
 
   /** @throws {StatusError} FAILED_PRECONDITION */
@@ -143,16 +263,9 @@ export class ShimService implements Loaded {
     requireId(request.id);
     const options = optionsOf(request.options, "CreateOptions", containerd.linux.runc.CreateOptions);
     const imagePath = request.checkpoint || options.criuImagePath;
-    const runc = new Runc({
-      command: request.runtime || "runc",
-      root: `${this.#config.runtimeRoot}/${this.#config.namespace}`,
-      log: `${this.#config.cwd}/log.json`,
-      criu: this.#config.criu,
-      systemdCgroup: this.#config.systemdCgroup,
-      cwd: this.#config.cwd,
-      run: (options) => this.#context.reaper.run(options),
-    });
-    const creating = Container.create(
+    const begun = this.#unmade;
+    if (begun !== undefined && begun.id === request.id) return await this.#make(begun);
+    const container = new Container(
       this.#context,
       {
         id: request.id,
@@ -172,31 +285,55 @@ export class ShimService implements Loaded {
         // CRIU finds the images of a parent by what it has left among those of the checkpoint.
         checkpoint: imagePath ? { ...criuOptionsOf(options), imagePath, workPath: options.criuWorkPath } : undefined,
       },
-      runc,
-      (process, exit) => this.#publishExit(process, exit),
+      this.#runc(request.runtime || "runc"),
+      this.#onExit,
     );
+    return await this.#make(container);
+  }
+
+  async #make(container: Container) {
+    this.#unmade = container;
+    const creating = container.create();
     this.#creating = creating;
     try {
-      this.#container = await creating;
+      await creating;
+      this.#container = container;
     } finally {
-      this.#creating = undefined;
+      this.#creating = this.#unmade = undefined;
     }
-    return { pid: this.#container.init.pid };
+    return { response: { pid: container.init.pid } };
   }
+
+  #runc(command: string): Runc {
+    const { reaper, commands } = this.#context;
+    return new Runc({
+      command,
+      root: `${this.#config.runtimeRoot}/${this.#config.namespace}`,
+      log: `${this.#config.cwd}/log.json`,
+      criu: this.#config.criu,
+      systemdCgroup: this.#config.systemdCgroup,
+      cwd: this.#config.cwd,
+      run: ({ key, ...options }) => key === undefined ? reaper.run(options) : commands.run({ key, ...options }),
+    });
+  }
+
+  readonly #onExit = (process: Process, exit: ProcessExit) => this.#publishExit(process, exit);
 
   async #start(id: string) {
     const process = this.#process(id);
     await process.start();
-    return { id, pid: process.pid };
+    return { response: { id, pid: process.pid } };
   }
 
   async #delete() {
     const { init } = this.#created();
     await init.delete();
     this.#container = undefined;
-    // The exit is known before the deletion is: containerd ends this process as soon as it has the reply.
-    await within(this.#context.timer, EVENT_TIMEOUT_MS, this.#events.flush());
-    return { pid: init.pid, ...exitOf(init.exit) };
+    return {
+      response: { pid: init.pid, ...exitOf(init.exit) },
+      // The exit is known before the deletion is: containerd ends this process as soon as it has the reply.
+      last: () => within(this.#context.timer, EVENT_TIMEOUT_MS, this.#events.flush()),
+    };
   }
 
   async #deleteProcess(id: string) {
@@ -205,7 +342,7 @@ export class ShimService implements Loaded {
     }
     this.#process(id);
     const exec = await this.#container!.deleteExec(id);
-    return { pid: exec.pid, ...exitOf(exec.exit) };
+    return { response: { pid: exec.pid, ...exitOf(exec.exit) } };
   }
 
   async #listPids() {
@@ -221,12 +358,12 @@ export class ShimService implements Loaded {
     };
   }
 
-  #checkpoint(request: containerd.runtime.linux.shim.v1.CheckpointTaskRequest): Promise<void> {
+  async #checkpoint(request: containerd.runtime.linux.shim.v1.CheckpointTaskRequest): Promise<void> {
     const { init } = this.#created();
     const options = optionsOf(request.options, "CheckpointOptions", containerd.linux.runc.CheckpointOptions);
     const imagePath = request.path || options.imagePath;
     if (!imagePath) throw new StatusError(Code.INVALID_ARGUMENT, "no path for the checkpoint");
-    return init.checkpoint({
+    await init.checkpoint({
       ...criuOptionsOf(options),
       imagePath,
       workPath: options.workPath,
@@ -295,6 +432,18 @@ const STATUS: Readonly<Record<State, containerd.v1.types.Status>> = {
   stopped: Status.STOPPED,
   deleted: Status.STOPPED,
 };
+
+/** What a call gives back that has nothing to say. */
+async function done(promise: Promise<void>): Promise<Change<google.protobuf.Empty>> {
+  await promise;
+  return { response: {} as google.protobuf.Empty };
+}
+
+/** @throws {StatusError} when the answer is one */
+function payloadOf({ payload, code, message }: AnswerRecord): Uint8Array {
+  if (payload === undefined) throw new StatusError(code as Code, message);
+  return Uint8Array.fromBase64(payload);
+}
 
 /** A handler that decodes its request, and encodes what `answer` gives; nothing is an empty message. */
 function method<Request, Response>(

@@ -203,16 +203,17 @@ static uint64_t limit_of_open_files(void) {
  * The two speak over a Unix socket that keeps messages apart (SOCK_SEQPACKET, unix(7)). This is the one description of the
  * messages; lib/host/protocol.ts reads and writes the same. Numbers are of this machine's byte order.
  */
-enum { PROTOCOL = 1 };
+enum { PROTOCOL = 2 };
 
 /* From the holder, each a struct told but the first, which is a struct join. */
 enum {
   JOIN = 1,  /* with descriptor LISTENER */
-  GO,        /* the host may serve: this process does nothing else any more */
-  SIGNALLED, /* what: the signal */
-  EXITED,    /* what: the pid, detail: the status word of wait(2); reaped */
-  SPAWNED,   /* what: the pid, or 0 and detail: the error; the answer to SPAWN, before any EXITED of it */
-  KEPT,      /* what: the number of the first descriptor that came with KEEP */
+  GO,        /* the host may serve: this process does nothing else any more, and has handed over all that it has kept */
+  SIGNALLED, /* what: the signal; told again to the next host, unless this one says that it has dealt with it */
+  EXITED,    /* what: the pid, detail: si_status, more: si_code of waitid(2); it is reaped when the host says so, and the next
+                is told then */
+  SPAWNED,   /* what: the pid, or 0 and detail: the error, more: what SPAWN was numbered with; before any EXITED of it */
+  HELD,      /* what: the number of the descriptor that comes with it; or of one that cannot be had, and detail: the error */
 };
 
 /* From the host, each a struct order. */
@@ -221,9 +222,13 @@ enum {
   REFUSED, /* go alone */
   FULL,    /* go to the next host */
   END,     /* value: the exit status */
-  SPAWN,
-  KEEP,    /* the descriptors that came with it stay open in the holder */
+  SPAWN,   /* value: a number for it */
+  KEEP,    /* value: the number by which the descriptor that came with it is kept, as all are that follow */
   DROP,    /* value: the number of one that is closed */
+  DONE,    /* value: the pid of one that has ended, 0 for none, so that the next is told; or minus the signal */
+  ACCEPT,  /* from the listening socket that `from` is the number of */
+  OPEN,    /* a path, which follows, with the flags `flags` of open(2); held open with `first` meanwhile, if that can be */
+  MOVE,    /* to a host of the build that `build` tells, whose executable comes with it */
 };
 
 /*
@@ -239,12 +244,17 @@ struct join {
   uint32_t folder_size;
   uint32_t arguments;
   uint32_t environment;
-};
-
-struct told {
-  uint32_t kind;
-  int32_t what;
-  int32_t detail;
+  struct past {       /* of one that has had a host before */
+    uint64_t signals; /* which that one has not said to have dealt with: bit 0 is signal 1 */
+    struct told {
+      uint32_t kind;
+      int32_t what;
+      int32_t detail;
+      int32_t more;
+    } spawned; /* the last */
+    uint32_t hosts; /* that it has had */
+    uint32_t padding;
+  } past;
 };
 
 /*
@@ -254,10 +264,20 @@ struct told {
 struct order {
   uint32_t kind;
   int32_t value;
-  uint32_t programs;
-  uint32_t arguments;
-  uint32_t environment; /* OWN_ENVIRONMENT: this process's own */
-  int32_t error; /* of the child that could not become the program: for the holder's own use */
+  union {
+    struct {
+      uint32_t programs;
+      uint32_t arguments;
+      uint32_t environment; /* OWN_ENVIRONMENT: this process's own */
+      int32_t error; /* of the child that could not become the program: for the holder's own use */
+    };
+    struct {
+      int32_t from;
+      int32_t flags;
+      int32_t first;
+    };
+    uint64_t build;
+  };
 };
 
 #define OWN_ENVIRONMENT UINT32_MAX
@@ -267,19 +287,27 @@ struct order {
 
 enum {
   LISTENER = 3, /* the descriptor that containerd passes */
+  HOST,         /* in a holder: the connection to its host, */
+  SIGNALS,      /* the signalfd, */
+  EXECUTABLE,   /* that of the host which it is to move to, */
+  KEPT = 8,     /* and the first of those that it keeps */
   DEFAULT_GROUP = 32,
   HOSTS = 100,  /* of one kind, at most: named by numbers below that */
   MAX_GIVEN = 6, /* descriptors that come with an order */
   MAX_FOLDER = 4096,
   USED_STACK = 4 * PAGE,
-  HOST_GONE = 1, /* exit status */
+  NOT_HELD = 1, /* exit status */
 };
 
 /* In ns: how long a host may take to answer, and one that is only starting, which a shim by itself would have to do too. */
 static const uint64_t JOIN_TIMEOUT = 200000000, START_TIMEOUT = 999999999, RETRY_DELAY = 1000000;
 
+/* The same for a holder that is to move to another build, which may never come up. */
+static const uint64_t MOVE_TIMEOUT = 5000000000;
+
 /* unix(7), socket(7), cmsg(3), flock(2), wait(2): what the kernel's headers for programs leave to the C library's. */
-enum { AF_UNIX = 1, SCM_RIGHTS = 1, MSG_PEEK = 2, MSG_TRUNC = 0x20, MSG_DONTWAIT = 0x40, WNOHANG = 1 };
+enum { AF_UNIX = 1, SCM_RIGHTS = 1, MSG_PEEK = 2, MSG_TRUNC = 0x20, MSG_DONTWAIT = 0x40 };
+enum { P_ALL = 0, WNOHANG = 1, WEXITED = 4, WNOWAIT = 0x01000000 };
 enum { SEQPACKET = 5, NONBLOCK = 04000, MSG_NOSIGNAL = 0x4000, MSG_CMSG_CLOEXEC = 0x40000000, BACKLOG = 4096 };
 
 struct address {
@@ -318,9 +346,12 @@ static void rest(uint64_t ns) {
   call(__NR_nanosleep, &time, 0);
 }
 
-static void tell(long host, uint32_t kind, int32_t what, int32_t detail) {
-  const struct told told = {kind, what, detail};
-  call(__NR_sendto, host, &told, sizeof told, MSG_NOSIGNAL, 0, 0);
+/* With a descriptor, unless that is negative. */
+static long tell(long host, const struct told *told, int fd) {
+  const struct piece piece = {told, sizeof *told};
+  struct rights rights = {RIGHTS_HEADER + sizeof(int), SOL_SOCKET, SCM_RIGHTS, {fd}};
+  const struct message message = {NULL, 0, &piece, 1, &rights, fd < 0 ? 0 : RIGHTS_HEADER + 2 * sizeof(int), 0};
+  return call(__NR_sendmsg, host, &message, MSG_NOSIGNAL);
 }
 
 /* FNV-1a, http://www.isthe.com/chongo/tech/comp/fnv */
@@ -330,8 +361,8 @@ static uint64_t hashed(uint64_t hash, const void *bytes, size_t count) {
 }
 
 /* What a host has in common with its holders, as a number: the build, the user, and the namespaces (namespaces(7)). */
-static uint64_t kind_of_host(void) {
-  uint64_t hash = hashed(0xcbf29ce484222325, &header.build, sizeof header.build);
+static uint64_t kind_of_host(uint64_t build) {
+  uint64_t hash = hashed(0xcbf29ce484222325, &build, sizeof build);
   const uint32_t ids[2] = {(uint32_t)call(__NR_geteuid), (uint32_t)call(__NR_getegid)};
   hash = hashed(hash, ids, sizeof ids);
   const char *const names = "cgroup\0ipc\0mnt\0net\0pid\0time\0user\0uts\0";
@@ -353,11 +384,22 @@ struct started {
   uint64_t entered;
 };
 
+/* What a holder knows, from one host to the next. */
+struct holder {
+  uint64_t build; /* of its host */
+  int is_moved;   /* to a build that is not its own */
+  int highest;    /* number of what it keeps, at most */
+  int32_t exited; /* of whom the host has been told and who is not reaped yet; none is told of until it has once said DONE */
+  struct past past;
+};
+
 /*
- * Starts a host: a child of nobody here, in a session of its own, with the socket as descriptor 3 and the lock, which is
+ * Starts a host: a child of nobody here, unless that is a holder, whose children's children are its own; in a session of its
+ * own, with the socket as descriptor 3 and the lock, which is
  * held as long as anyone has it open, as 4.
  */
-static void start_host(const struct started *started, const char *path, long listener, long lock) {
+static void start_host(const struct started *started, const struct holder *holder, const char *path, long listener,
+                       long lock) {
   const long child = call(__NR_clone, SIGCHLD, 0, 0, 0);
   if (child > 0) call(__NR_wait4, child, 0, 0, 0);
   if (child) return;
@@ -366,12 +408,12 @@ static void start_host(const struct started *started, const char *path, long lis
     /* LISTENER is open here, and the lock was opened before the socket: neither takes the other's place. */
     call(__NR_dup2, listener, LISTENER);
     call(__NR_dup2, lock, LISTENER + 1);
-    call(__NR_close_range, LISTENER + 2, UINT32_MAX, 0);
+    call(__NR_close_range, LISTENER + 2, UINT32_MAX, CLOSE_RANGE_CLOEXEC);
     const long null = call(__NR_open, "/dev/null", O_RDWR);
     for (int fd = 0; fd <= 2; fd++) call(__NR_dup2, null, fd);
     call(__NR_chdir, "/");
     const char *const argv[] = {"containerd-shim-host", "host", path, NULL};
-    call(__NR_execve, "/proc/self/exe", argv, started->envp);
+    call(__NR_execve, holder->is_moved ? "/proc/self/fd/6" : "/proc/self/exe", argv, started->envp);
   }
   call(__NR_exit_group, 0);
 }
@@ -388,13 +430,18 @@ static int is_ours(long host) {
  *
  * Returns what it says; 0 when it does not say anything in time, -1 when it has gone.
  */
-static int ask(long host, const struct started *started, uint32_t group, uint64_t timeout) {
+static int ask(long host, const struct started *started, const struct holder *holder, uint32_t group, uint64_t until) {
   char folder[MAX_FOLDER];
-  const long folder_size = call(__NR_getcwd, folder, sizeof folder); /* with its NUL */
-  if (failed(folder_size) || *folder != '/') return REFUSED;
+  long folder_size = call(__NR_getcwd, folder, sizeof folder); /* with its NUL */
+  if (failed(folder_size) || *folder != '/') {
+    if (!holder->past.hosts) return REFUSED;
+    /* It has been removed. */
+    *folder = 0;
+    folder_size = 1;
+  }
   const char *const last = started->envc ? started->envp[started->envc - 1] : started->argv[started->argc - 1];
-  const struct join join = {JOIN, PROTOCOL, header.build, started->entered, group, (uint32_t)folder_size,
-                            (uint32_t)started->argc, (uint32_t)started->envc};
+  const struct join join = {JOIN, PROTOCOL, holder->build, started->entered, group, (uint32_t)folder_size,
+                            (uint32_t)started->argc, (uint32_t)started->envc, holder->past};
   const struct piece pieces[] = {{&join, sizeof join},
                                  {folder, (size_t)folder_size},
                                  {*started->argv, (size_t)(next_string(last) - *started->argv)}};
@@ -402,9 +449,9 @@ static int ask(long host, const struct started *started, uint32_t group, uint64_
   const struct message message = {NULL, 0, pieces, 3, &rights, RIGHTS_HEADER + 2 * sizeof(int), 0};
   const long sent = call(__NR_sendmsg, host, &message, MSG_NOSIGNAL);
   if (failed(sent)) return sent == -EMSGSIZE ? REFUSED : -1;
-  const int64_t left = (int64_t)(started->entered + timeout - now());
+  const int64_t left = (int64_t)(until - now());
   struct pollfd poll = {(int)host, POLLIN, 0};
-  const struct __kernel_timespec time = {0, left > 0 ? left : 0};
+  const struct __kernel_timespec time = {left > 0 ? left / 1000000000 : 0, left > 0 ? left % 1000000000 : 0};
   if (call(__NR_ppoll, &poll, 1, &time, 0, 0) == 0) return 0;
   struct order order;
   const long length = call(__NR_recvfrom, host, &order, sizeof order, MSG_DONTWAIT, 0, 0);
@@ -412,13 +459,14 @@ static int ask(long host, const struct started *started, uint32_t group, uint64_
 }
 
 /*
- * Finds a host with room, or starts one, and gives the connection to it; -1 when this process is to be a shim by itself.
+ * Finds a host with room, or starts one, and gives the connection to it; -1 when this process is to be a shim by itself, or
+ * if it has had a host before, is to try again.
  *
  * Each host holds the lock of its number for its life: who gets the lock starts the host. The socket listens before the
  * host runs, so whoever comes meanwhile waits in its queue. A lock that is held while nothing listens is of a host that is
  * about to be started, or about to end.
  */
-static long find_host(const struct started *started, uint32_t group) {
+static long find_host(const struct started *started, const struct holder *holder, uint32_t group) {
   struct stat stat;
   call(__NR_mkdir, FOLDER, 0700);
   if (failed(call(__NR_lstat, FOLDER, &stat)) || !S_ISDIR(stat.st_mode) || stat.st_mode & 077 ||
@@ -426,7 +474,9 @@ static long find_host(const struct started *started, uint32_t group) {
     return -1;
   struct address address = {AF_UNIX, {0}};
   char path[sizeof address.path];
-  char *const number = append(append_number(append(append(path, FOLDER), "/"), kind_of_host()), "-");
+  char *const number = append(append_number(append(append(path, FOLDER), "/"), kind_of_host(holder->build)), "-");
+  const int is_first = !holder->past.hosts;
+  const uint64_t since = is_first ? started->entered : now();
   for (uint32_t slot = 0; slot < HOSTS;) {
     uint64_t timeout = START_TIMEOUT;
     char *const end = append_number(number, slot);
@@ -443,7 +493,7 @@ static long find_host(const struct started *started, uint32_t group) {
         call(__NR_ftruncate, lock, 0);
         call(__NR_unlink, address.path);
         if (!call(__NR_bind, listener, &address, sizeof address) && !call(__NR_listen, listener, BACKLOG))
-          start_host(started, address.path, listener, lock);
+          start_host(started, holder, address.path, listener, lock);
       }
       close_fd(listener);
     } else {
@@ -458,19 +508,21 @@ static long find_host(const struct started *started, uint32_t group) {
       }
     }
     close_fd(lock);
-    if (now() - started->entered > timeout) return -1;
+    /* A holder has no other way: only one that is to move has. */
+    if (!is_first) timeout = holder->is_moved ? MOVE_TIMEOUT : UINT64_MAX / 4;
+    if (now() - since > timeout) return -1;
     const long host = call(__NR_socket, AF_UNIX, SEQPACKET | NONBLOCK | O_CLOEXEC, 0);
     if (host < LISTENER) { /* without its standard descriptors this is nobody's shim */
       close_fd(host);
       return -1;
     }
     if (!call(__NR_connect, host, &address, sizeof address)) {
-      const int answer = is_ours(host) ? ask(host, started, group, timeout) : REFUSED;
+      const int answer = is_ours(host) ? ask(host, started, holder, group, since + timeout) : REFUSED;
       if (answer == ACCEPTED) return host;
       /* That it is closed is what tells the host that nobody is left to be accepted. */
       close_fd(host);
-      if (answer == REFUSED || answer == 0) return -1;
-      if (answer == FULL) slot++;
+      if (answer == 0 || (answer == REFUSED && (is_first || holder->is_moved))) return -1;
+      if (answer == FULL || answer == REFUSED) slot++;
     } else {
       close_fd(host);
     }
@@ -520,7 +572,7 @@ static long become(const struct order *order, const char *strings, const char **
 }
 
 /* Starts a child, this process's as any that a shim starts: what it inherits it has from here. */
-static void spawn(long host, struct order *order, const char *strings, const char **pointers, const int *given,
+static void spawn(struct holder *holder, struct order *order, const char *strings, const char **pointers, const int *given,
                   size_t count, const char *const *environment) {
   const long child = call(__NR_clone, CLONE_VFORK | SIGCHLD, 0, 0, 0);
   if (!child) {
@@ -529,59 +581,139 @@ static void spawn(long host, struct order *order, const char *strings, const cha
   }
   int32_t error = failed(child) ? (int32_t)child : order->error;
   if (error && !failed(child)) call(__NR_wait4, child, 0, 0, 0);
-  tell(host, SPAWNED, error ? 0 : (int32_t)child, -error);
+  holder->past.spawned = (struct told){SPAWNED, error ? 0 : (int32_t)child, -error, order->value};
+  tell(HOST, &holder->past.spawned, -1);
+}
+
+/* Gives a descriptor the number that the host has for it, and takes it away from where it is; or gives the error back. */
+static long place(struct holder *holder, long fd, int32_t number) {
+  if (failed(fd) || fd == number) return fd;
+  const long placed = call(__NR_dup3, fd, number, O_CLOEXEC);
+  close_fd(fd);
+  if (number > holder->highest) holder->highest = number;
+  return placed;
 }
 
 /* Takes one message of the host, of `length` bytes; its memory is given back, and is shared with the child it may be for. */
-static void obey(long host, size_t length, const char *const *environment) {
+static void obey(struct holder *holder, size_t length, const char *const *environment) {
   /* Behind it a NUL, and room for as many pointers as there can be strings. */
   const size_t pointers = (length + sizeof(void *)) & -sizeof(void *);
   const size_t size = pointers + (length + 3) * sizeof(void *);
   char *const memory = (char *)call(__NR_mmap, 0, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-  if (failed((long)memory)) call(__NR_exit_group, HOST_GONE);
+  if (failed((long)memory)) call(__NR_exit_group, NOT_HELD);
   const struct piece piece = {memory, length};
   struct rights rights = {0};
   const struct message message = {NULL, 0, &piece, 1, &rights, sizeof rights, 0};
-  const long received = call(__NR_recvmsg, host, &message, MSG_CMSG_CLOEXEC);
+  const long received = call(__NR_recvmsg, HOST, &message, MSG_CMSG_CLOEXEC);
   struct order *const order = (struct order *)memory;
-  const size_t count = rights.length ? (rights.length - RIGHTS_HEADER) / sizeof(int) : 0;
+  const char *const strings = memory + sizeof *order;
+  size_t count = rights.length ? (rights.length - RIGHTS_HEADER) / sizeof(int) : 0;
   if (received < (long)sizeof *order) order->kind = 0;
-  if (order->kind == END) call(__NR_exit_group, order->value);
-  if (order->kind == DROP) close_fd(order->value);
-  if (order->kind == SPAWN)
-    spawn(host, order, memory + sizeof *order, (const char **)(memory + pointers), rights.fds, count, environment);
-  if (order->kind == KEEP) tell(host, KEPT, rights.fds[0], 0);
-  else
-    for (size_t i = 0; i < count; i++) close_fd(rights.fds[i]);
+  const int32_t value = order->value;
+  long held = 0;
+  switch (order->kind) {
+  case END:
+    call(__NR_exit_group, value);
+    break;
+  case SPAWN:
+    spawn(holder, order, strings, (const char **)(memory + pointers), rights.fds, count, environment);
+    break;
+  case DROP:
+    close_fd(value);
+    break;
+  case DONE:
+    if (value < 0) {
+      holder->past.signals &= ~BIT(-value);
+      break;
+    }
+    if (value) call(__NR_wait4, value, 0, WNOHANG, 0);
+    holder->exited = 0;
+    break;
+  case KEEP:
+    if (count) place(holder, rights.fds[--count], value);
+    break;
+  case MOVE:
+    if (count) place(holder, rights.fds[--count], EXECUTABLE);
+    holder->build = order->build;
+    holder->is_moved = 1;
+    close_fd(HOST);
+    break;
+  case ACCEPT:
+    held = call(__NR_accept4, order->from, 0, 0, NONBLOCK | O_CLOEXEC);
+    break;
+  case OPEN: {
+    const long first = order->first < 0 ? -1 : call(__NR_open, strings, order->first, 0);
+    held = order->first >= 0 && failed(first) ? first : call(__NR_open, strings, order->flags, 0);
+    if (!failed(first)) close_fd(first);
+  }
+  }
+  if (order->kind >= ACCEPT && order->kind <= OPEN) {
+    held = place(holder, held, value);
+    const struct told told = {HELD, value, failed(held) ? (int32_t)-held : 0, 0};
+    tell(HOST, &told, failed(held) ? -1 : (int)held);
+  }
+  while (count) close_fd(rights.fds[--count]);
   call(__NR_munmap, memory, size);
 }
 
-/*
- * The life of a holder: it passes on signals, reaps its children, does what the host says, and ends when that has gone.
- * From `image` to this code's own pages all is Deno's, and is not needed.
- */
-__attribute__((noreturn)) static void hold(long host, const struct started *started, uintptr_t image, uint64_t signals) {
-  call(__NR_prctl, PR_SET_CHILD_SUBREAPER, 1, 0);
-  call(__NR_fcntl, host, F_SETFL, 0);
-  call(__NR_fcntl, LISTENER, F_SETFD, FD_CLOEXEC);
-  tell(host, GO, 0, 0);
-  call(__NR_munmap, image, (long)(page_down((uintptr_t)&header) - image));
+/* Has a host, which is connected, take over: hands it all that is kept. */
+static void join_host(struct holder *holder, long host) {
+  if (host != HOST) place(holder, host, HOST);
+  call(__NR_fcntl, HOST, F_SETFL, 0);
+  for (int fd = KEPT; fd <= holder->highest; fd++) {
+    const struct told told = {HELD, fd, 0, 0};
+    tell(HOST, &told, fd); /* EBADF: that number is free */
+  }
+  holder->exited = -1;
+  holder->past.hosts++;
+  const struct told told = {GO, 0, 0, 0};
+  tell(HOST, &told, -1);
   /* What the way here has used of the stack, below the page that this function is in. */
-  call(__NR_madvise, page_down((uintptr_t)&signals) - USED_STACK, USED_STACK, MADV_DONTNEED);
-  const long signalled = call(__NR_signalfd4, -1, &signals, sizeof signals, O_NONBLOCK | O_CLOEXEC);
+  call(__NR_madvise, page_down((uintptr_t)&told) - USED_STACK, USED_STACK, MADV_DONTNEED);
+}
+
+/*
+ * The life of a holder: it passes on signals, tells of children that have ended, does what the host says, and finds another
+ * when that has gone. From `image` to this code's own pages all is Deno's, and is not needed.
+ */
+__attribute__((noreturn)) static void hold(long host, const struct started *started, struct holder *holder, uint32_t group,
+                                           uintptr_t image, uint64_t signals) {
+  call(__NR_prctl, PR_SET_CHILD_SUBREAPER, 1, 0);
+  call(__NR_fcntl, LISTENER, F_SETFD, FD_CLOEXEC);
+  join_host(holder, host);
+  call(__NR_munmap, image, (long)(page_down((uintptr_t)&header) - image));
+  place(holder, call(__NR_signalfd4, -1, &signals, sizeof signals, O_NONBLOCK | O_CLOEXEC), SIGNALS);
   for (;;) {
-    struct signalfd_siginfo info;
-    while (call(__NR_read, signalled, &info, sizeof info) == sizeof info)
-      if (info.ssi_signo != SIGCHLD) tell(host, SIGNALLED, (int32_t)info.ssi_signo, 0);
-    int word;
-    for (long pid; (pid = call(__NR_wait4, -1, &word, WNOHANG, 0)) > 0;) tell(host, EXITED, (int32_t)pid, word);
-    const long length = call(__NR_recvfrom, host, 0, 0, MSG_PEEK | MSG_TRUNC | MSG_DONTWAIT, 0, 0);
+    const long length = call(__NR_recvfrom, HOST, 0, 0, MSG_PEEK | MSG_TRUNC | MSG_DONTWAIT, 0, 0);
     if (length > 0) {
-      obey(host, (size_t)length, started->envp);
+      obey(holder, (size_t)length, started->envp);
       continue;
     }
-    if (length != -EAGAIN) call(__NR_exit_group, HOST_GONE);
-    struct pollfd polled[2] = {{(int)host, POLLIN, 0}, {(int)signalled, POLLIN, 0}};
+    if (length == -ECONNRESET) continue; /* said once, and before what it has said last */
+    if (length != -EAGAIN) {
+      close_fd(HOST);
+      while ((host = find_host(started, holder, group)) < 0) {
+        holder->is_moved = 0;
+        holder->build = header.build;
+        rest(RETRY_DELAY);
+      }
+      join_host(holder, host);
+      continue;
+    }
+    struct signalfd_siginfo info;
+    while (call(__NR_read, SIGNALS, &info, sizeof info) == sizeof info) {
+      if (info.ssi_signo == SIGCHLD) continue;
+      const struct told told = {SIGNALLED, (int32_t)info.ssi_signo, 0, 0};
+      holder->past.signals |= BIT(info.ssi_signo);
+      tell(HOST, &told, -1);
+    }
+    if (!holder->exited) {
+      int child[32] = {0}; /* siginfo_t: si_code, si_pid, si_status */
+      call(__NR_waitid, P_ALL, 0, child, WEXITED | WNOHANG | WNOWAIT, 0);
+      const struct told told = {EXITED, child[4], child[6], child[2]};
+      if ((holder->exited = child[4])) tell(HOST, &told, -1);
+    }
+    struct pollfd polled[2] = {{HOST, POLLIN, 0}, {SIGNALS, POLLIN, 0}};
     call(__NR_ppoll, polled, 2, 0, 0, 0);
   }
 }
@@ -698,13 +830,14 @@ __attribute__((noreturn, used)) static void enter(const uintptr_t *stack) {
   const struct started started = {(const char *const *)argv, (const char *const *)envp, argc, envc, entered};
   if (may_be_hosted(&started)) {
     const uint32_t group = group_size(&started);
-    const long host = group > 1 ? find_host(&started, group) : -1;
+    struct holder holder = {.build = header.build};
+    const long host = group > 1 ? find_host(&started, &holder, group) : -1;
     uintptr_t image = (uintptr_t)&header;
     for (size_t i = 0; i < phnum; i++) {
       const uintptr_t start = page_down(base + phdrs[i].p_vaddr - header.bias);
       if (phdrs[i].p_type == PT_LOAD && start < image) image = start;
     }
-    if (host >= 0) hold(host, &started, image, signals);
+    if (host >= 0) hold(host, &started, &holder, group, image, signals);
   }
   if (argc > 1 && begins_with(started.argv[1], "host")) call(__NR_prctl, PR_SET_NAME, "shim-host", 0);
 

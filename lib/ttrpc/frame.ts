@@ -26,13 +26,24 @@ export type MessageType = typeof MessageType[keyof typeof MessageType];
 /** What an idle connection keeps for reading, in bytes; nearly every frame of a shim fits. */
 const READ_BUFFER_SIZE = 8 * 1024;
 
+/** A frame that is longer is not left where it has come from until it is whole, in bytes: there would be no room for it. */
+const PART_SIZE = 64 * 1024;
+
 /** What an idle connection keeps for writing at most, in bytes. */
 const WRITE_BUFFER_SIZE = 4 * 1024;
 
 const EMPTY = new Uint8Array(0);
 
 /** What frames travel on: a connection of Deno's, or one that is like it. */
-export type Conn = Pick<Deno.Conn, "read" | "write" | "close">;
+export interface Conn extends Pick<Deno.Conn, "read" | "write" | "close"> {
+  /** Told of so many bytes, the first of those that have been read, that they have been dealt with. */
+  take?(count: number): void;
+  /** Given more of a frame of so many bytes, which is to be kept until {@link endPart}, and is taken then. */
+  keepPart?(bytes: Uint8Array, total: number): void;
+  endPart?(): void;
+  /** The part of a frame that another process has kept, before what is read next. */
+  readonly part?: Uint8Array | undefined;
+}
 
 /** Where {@linkcode readFrames} puts what it reads. */
 export interface FrameSink {
@@ -71,6 +82,14 @@ export async function readFrames(
   // What is left of a payload to throw away, and whose it is if the sink is to know.
   let skip = 0;
   let oversized: { stream: number; length: number } | undefined;
+  // How many of the bytes at the buffer's beginning have been kept as a part.
+  let kept = 0;
+  if (conn.part) {
+    kept = end = conn.part.length;
+    buffer = new Uint8Array(end + READ_BUFFER_SIZE);
+    buffer.set(conn.part);
+    view = new DataView(buffer.buffer);
+  }
 
   for (;;) {
     const count = await conn.read(end === 0 ? buffer : buffer.subarray(end));
@@ -120,6 +139,16 @@ export async function readFrames(
       start += size;
     }
     sink.onBatchEnd();
+
+    if (start > 0 && kept > 0) conn.endPart?.();
+    conn.take?.(Math.max(0, start - kept));
+    kept = Math.max(0, kept - start);
+    const rest = end - start;
+    if (rest >= HEADER_SIZE && HEADER_SIZE + view.getUint32(start) > PART_SIZE && conn.keepPart) {
+      conn.keepPart(buffer.subarray(start + kept, end), HEADER_SIZE + view.getUint32(start));
+      conn.take?.(rest - kept);
+      kept = rest;
+    }
 
     if (start === end) {
       // A larger buffer has the size of the one frame it was made for, so nothing is left in it here.

@@ -34,6 +34,14 @@ export interface Call {
    * answered. It is made when it is first read: a handler that has no use for it pays nothing.
    */
   readonly signal: AbortSignal;
+  /** What the journal knows it by, from when its handler has returned a promise. */
+  readonly id: number | undefined;
+}
+
+/** A call whose handler has not ended. */
+export interface CallInFlight extends Call {
+  /** Resolves when it has, and its reply is queued. */
+  readonly ended: Promise<void> | undefined;
 }
 
 /**
@@ -56,6 +64,37 @@ export function unimplemented(service: string, method: string): StatusError {
   return new StatusError(Code.UNIMPLEMENTED, `Cannot call ${service}/${method}: the service has no such method`);
 }
 
+/** Where calls are noted that are not answered at once, for another process to go on with. */
+export interface Journal {
+  /** Notes a call by its request, and gives it a number. */
+  begin(connection: number, stream: number, request: Uint8Array): number;
+  /** Notes that it has its answer, or that nobody waits for one. */
+  answered(id: number): void;
+  /** Forgets it: its handler has ended. */
+  end(id: number): void;
+}
+
+/** A call that another process has begun with. */
+export interface BegunCall {
+  readonly id: number;
+  readonly stream: number;
+  readonly request: Uint8Array;
+  /** When its request was read, on the clock of `performance.now()`, in ms. */
+  readonly startedAt: number;
+  /** Whether nobody waits for an answer any more. */
+  readonly isAnswered: boolean;
+  /** Why it is not gone on with. */
+  readonly refusal?: string | undefined;
+}
+
+/** Options of {@linkcode Server.serveConnection}. */
+export interface ConnectionOptions {
+  /** What the journal knows the connection by. */
+  readonly number?: number;
+  /** In the order in which they have come. */
+  readonly begun?: readonly BegunCall[];
+}
+
 /** Options of {@linkcode Server}. */
 export interface ServerOptions {
   /** Calls in flight on one connection before the next are answered RESOURCE_EXHAUSTED; 16384 unless given. */
@@ -67,6 +106,7 @@ export interface ServerOptions {
    * connection other than that its peer went away. Must not throw.
    */
   readonly onError?: (error: unknown, call?: Call) => void;
+  readonly journal?: Journal | undefined;
   /** Told of each call whose reply, or error, has just been queued. Must not throw. */
   readonly onAnswer?: ((call: Call) => void) | undefined;
 }
@@ -92,6 +132,7 @@ export class Server {
       maxInFlight: options.maxInFlight ?? DEFAULT_MAX_IN_FLIGHT,
       onError: options.onError ?? (() => {}),
       onAnswer: options.onAnswer,
+      journal: options.journal,
       flushTimeoutMs: options.flushTimeoutMs ?? DEFAULT_FLUSH_TIMEOUT_MS,
     };
   }
@@ -102,15 +143,27 @@ export class Server {
    * It is closed when the peer has closed it, when the peer has shut down its writing side and all its requests are
    * answered, when reading or writing fails, and by {@linkcode close}. After {@linkcode shutdown} it is closed at once.
    */
-  async serveConnection(conn: Conn): Promise<void> {
+  async serveConnection(conn: Conn, options: ConnectionOptions = {}): Promise<void> {
     if (this.#stopping) {
       conn.close();
       return;
     }
-    const connection = new Connection(conn, this.#shared);
+    const connection = new Connection(conn, this.#shared, options.number);
     this.#connections.add(connection);
+    for (const each of options.begun ?? []) connection.goOn(each);
     await connection.serve();
     this.#connections.delete(connection);
+  }
+
+  /** Goes on with a call whose connection is gone. */
+  goOn(call: BegunCall): void {
+    const nowhere: Conn = {
+      read: () => Promise.resolve(null),
+      write: (p) => Promise.resolve(p.length),
+      close: () => {},
+    };
+    const connection = new Connection(nowhere, this.#shared);
+    connection.goOn({ ...call, isAnswered: true });
   }
 
   /**
@@ -145,7 +198,7 @@ export class Server {
   }
 
   /** The calls whose handlers have not ended, also those that have been answered DEADLINE_EXCEEDED or lost their peer. */
-  get inFlight(): Iterable<Call> {
+  get inFlight(): Iterable<CallInFlight> {
     return this.#shared.calls;
   }
 
@@ -165,15 +218,14 @@ export class Server {
 }
 
 /** What the connections of a server have in common. */
-interface Shared extends Required<ServerOptions> {
+interface Shared extends Required<Omit<ServerOptions, "journal">>, Pick<ServerOptions, "journal"> {
   readonly services: Services;
   readonly calls: Set<ServerCall>;
   readonly deadlines: Deadlines;
 }
 
-class ServerCall implements Call {
-  readonly startedAt = performance.now();
-  /** Resolves when the handler has ended and its reply is queued. */
+class ServerCall implements CallInFlight {
+  id: number | undefined;
   ended: Promise<void> | undefined;
   deadline: Deadline | undefined;
   #controller: AbortController | undefined;
@@ -183,6 +235,7 @@ class ServerCall implements Call {
     readonly service: string,
     readonly method: string,
     readonly stream: number,
+    readonly startedAt: number = performance.now(),
   ) {}
 
   get signal(): AbortSignal {
@@ -213,9 +266,14 @@ class Connection implements FrameSink {
   #ended = false;
   stopped = false;
 
-  constructor(conn: Conn, shared: Shared) {
+  readonly #number: number;
+  /** What another process has begun with, by stream: its request may come once more. */
+  readonly #begun = new Map<number, Uint8Array>();
+
+  constructor(conn: Conn, shared: Shared, number = 0) {
     this.#conn = conn;
     this.#shared = shared;
+    this.#number = number;
     this.#writer = new FrameWriter(conn, (error) => this.#fail(error));
   }
 
@@ -245,6 +303,7 @@ class Connection implements FrameSink {
     this.#conn.close();
     for (const call of [...this.#unanswered.values()]) {
       this.#settle(call);
+      this.#note(call, "answered");
       const what = `${call.service}/${call.method}`;
       call.abort(
         new StatusError(
@@ -265,6 +324,24 @@ class Connection implements FrameSink {
     this.#writer.flush();
   }
 
+  /** Goes on with a call that another process has begun with. */
+  goOn({ id, stream, request, startedAt, isAnswered, refusal }: BegunCall): void {
+    const { service, method, payload, timeoutNano } = ttrpc.Request.decode(request);
+    const call = new ServerCall(service, method, stream, startedAt);
+    call.id = id;
+    if (!isAnswered) this.#begun.set(stream, request);
+    const handler = this.#shared.services.get(service)?.get(method);
+    if (refusal !== undefined || handler === undefined) {
+      const message = refusal ?? `${service}/${method} is not known any more`;
+      if (!isAnswered) this.#refuse(stream, Code.UNAVAILABLE, message);
+      return this.#note(call, "end");
+    }
+    // Also what is answered at once: nothing else is to be done before all that has been begun goes on.
+    const result = new Promise<Uint8Array>((resolve) => resolve(handler(payload, call)));
+    this.#await(call, result, timeoutNano);
+    if (isAnswered) this.#settle(call);
+  }
+
   onOversized(stream: number, length: number): void {
     const message = `Cannot take a request of ${length} bytes on stream ${stream}: the limit is ${MAX_PAYLOAD} bytes`;
     this.#refuse(stream, Code.RESOURCE_EXHAUSTED, message);
@@ -281,6 +358,12 @@ class Connection implements FrameSink {
     if (stream % 2 === 0) {
       const message = `Cannot take a request on stream ${stream}: a stream opened by a client has an odd id`;
       return this.#refuse(stream, Code.INVALID_ARGUMENT, message);
+    }
+    if (this.#begun.size > 0) {
+      const begun = this.#begun.get(stream);
+      if (begun !== undefined && isEqual(begun, payload)) return;
+      // What may come once more comes first.
+      this.#begun.clear();
     }
     if (this.#unanswered.has(stream)) {
       const message = `Cannot take a request on stream ${stream}: the one before it has not been answered`;
@@ -315,6 +398,7 @@ class Connection implements FrameSink {
       return this.#replyError(call, error);
     }
     if (result instanceof Uint8Array) return this.#reply(call, result);
+    call.id = this.#shared.journal?.begin(this.#number, stream, payload);
     this.#await(call, result, request.timeoutNano);
   }
 
@@ -357,13 +441,22 @@ class Connection implements FrameSink {
   #onHandlerEnd(call: ServerCall): void {
     this.#running--;
     this.#shared.calls.delete(call);
+    this.#note(call, "end");
     this.#endIfIdle();
+  }
+
+  /** Has the journal know about a call, once its answer has been sent: until then another process would have to. */
+  #note({ id }: ServerCall, what: "answered" | "end"): void {
+    const { journal } = this.#shared;
+    if (journal === undefined || id === undefined) return;
+    this.#writer.unsentAtMost(0).then(() => journal[what](id));
   }
 
   #onDeadline(call: ServerCall, timeoutMs: number): void {
     if (!this.#settle(call)) return;
     const message = `Cannot answer ${call.service}/${call.method}: its deadline of ${timeoutMs} ms has passed`;
     this.#refuse(call.stream, Code.DEADLINE_EXCEEDED, message);
+    this.#note(call, "answered");
     call.abort(new StatusError(Code.DEADLINE_EXCEEDED, message));
     this.#endIfIdle();
   }
@@ -425,6 +518,10 @@ class Connection implements FrameSink {
     this.#writer.append(stream, MessageType.RESPONSE, payload);
     if (!this.#dispatching) this.#writer.flushSoon();
   }
+}
+
+function isEqual(a: Uint8Array, b: Uint8Array): boolean {
+  return a.length === b.length && a.every((byte, i) => byte === b[i]);
 }
 
 function messageOf(error: unknown): string {

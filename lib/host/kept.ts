@@ -1,0 +1,164 @@
+/** Descriptors that a holder keeps for its host, and gives to the next. */
+
+import * as fds from "../../ffi/fd.ts";
+import { Errno, SystemError } from "../../ffi/libc.ts";
+import { accept } from "../../ffi/socket.ts";
+import { INIT_SLOT, ROLES, type Shelf, SHIM_SLOT, unkept } from "../record/keeper.ts";
+import type { KeeperOfAnother } from "../shim.ts";
+import type { Holder } from "./holder.ts";
+
+/** The first number by which a holder keeps something: lib/standalone/entry.c. */
+const FIRST = 8;
+
+/** What a holder keeps. */
+export class KeptByHolder implements KeeperOfAnother {
+  readonly holder: Holder;
+  /** What the holder has brought from its last host, by number, and nobody has asked for yet. */
+  readonly brought = new Map<number, number>();
+  readonly #slots = new Set<number>([SHIM_SLOT, INIT_SLOT]);
+
+  constructor(holder: Holder) {
+    this.holder = holder;
+  }
+
+  place(slot = this.#free()): Shelf {
+    this.#slots.add(slot);
+    const shelf = new HolderShelf(this, slot);
+    for (let role = 0; role < ROLES; role++) {
+      const number = numberOf(slot, role);
+      const fd = this.brought.get(number);
+      if (fd === undefined) continue;
+      this.brought.delete(number);
+      shelf.take(role, fd);
+    }
+    return shelf;
+  }
+
+  get serial(): number {
+    return this.holder.serial;
+  }
+
+  set serial(serial: number) {
+    this.holder.serial = serial;
+  }
+
+  /** Places that something has been brought for. */
+  get slotsBrought(): number[] {
+    return [...new Set([...this.brought.keys()].map((number) => Math.floor((number - FIRST) / ROLES)))];
+  }
+
+  #free(): number {
+    const brought = new Set(this.slotsBrought);
+    let slot = INIT_SLOT + 1;
+    while (this.#slots.has(slot) || brought.has(slot)) slot++;
+    return slot;
+  }
+
+  giveUp(slot: number): void {
+    if (slot > INIT_SLOT) this.#slots.delete(slot);
+  }
+
+  /** Closes, here and there, what has been brought and nobody has asked for; gives their numbers. */
+  closeRest(): number[] {
+    const numbers = [...this.brought.keys()];
+    for (const [number, fd] of this.brought) {
+      fds.close(fd);
+      this.holder.tell("drop", number);
+    }
+    this.brought.clear();
+    return numbers;
+  }
+
+  /** Closes here what has been brought: the holder has gone. */
+  abandon(): void {
+    for (const fd of this.brought.values()) fds.close(fd);
+    this.brought.clear();
+  }
+}
+
+class HolderShelf implements Shelf {
+  readonly slot: number;
+  readonly #keeper: KeptByHolder;
+  readonly #fds = new Map<number, number>();
+
+  constructor(keeper: KeptByHolder, slot: number) {
+    this.#keeper = keeper;
+    this.slot = slot;
+  }
+
+  async open(role: number, path: string, flags: number, first?: number): Promise<number> {
+    let fd;
+    try {
+      fd = await this.#keeper.holder.open(numberOf(this.slot, role), path, flags, first);
+    } catch (error) {
+      if (!isFull(error)) throw error;
+      fd = await unkept.place().open(role, path, flags, first);
+    }
+    this.#fds.set(role, fd);
+    return fd;
+  }
+
+  async accept(role: number, listener: number): Promise<number | undefined> {
+    try {
+      const fd = await this.#keeper.holder.accept(numberOf(this.slot, role), this.#numberOf(listener));
+      this.#fds.set(role, fd);
+      return fd;
+    } catch (error) {
+      if (error instanceof SystemError && NOBODY.includes(error.errno)) return undefined;
+      if (!isFull(error)) throw error;
+      const fd = accept(listener);
+      if (fd !== undefined) this.#fds.set(role, fd);
+      return fd;
+    }
+  }
+
+  keep(role: number, fd: number): void {
+    this.#keeper.holder.keep(numberOf(this.slot, role), fd);
+    this.#fds.set(role, fd);
+  }
+
+  /** Makes what has been brought this place's. */
+  take(role: number, fd: number): void {
+    this.#fds.set(role, fd);
+  }
+
+  find(role: number): number | undefined {
+    return this.#fds.get(role);
+  }
+
+  close(fd: number): void {
+    for (const [role, each] of this.#fds) {
+      if (each !== fd) continue;
+      this.#fds.delete(role);
+      this.#keeper.holder.tell("drop", numberOf(this.slot, role));
+    }
+    fds.close(fd);
+  }
+
+  release(): void {
+    for (const fd of [...this.#fds.values()]) this.close(fd);
+    this.#keeper.giveUp(this.slot);
+  }
+
+  /** The number of a socket of this place; what is none of it is the one that containerd has given. */
+  #numberOf(fd: number): number {
+    for (const [role, each] of this.#fds) {
+      if (each === fd) return numberOf(this.slot, role);
+    }
+    return LISTENER;
+  }
+}
+
+/** The holder's number for the socket that containerd's calls come by. */
+const LISTENER = 3;
+/** No connection waits, or its peer has given it up. */
+const NOBODY: readonly number[] = [Errno.EAGAIN, Errno.EINTR, Errno.ECONNABORTED];
+
+/** Whether a holder has no room for more: the descriptor will not outlive this process. */
+function isFull(error: unknown): boolean {
+  return error instanceof SystemError && (error.errno === Errno.EMFILE || error.errno === Errno.EBADF);
+}
+
+function numberOf(slot: number, role: number): number {
+  return FIRST + slot * ROLES + role;
+}

@@ -1,0 +1,217 @@
+/**
+ * Calls that are being answered, in a file in memory that outlives this process: another goes on with them.
+ *
+ * Nothing of it gets to a disk, and a call that is answered at once is never in it. The file is a row of entries, each of
+ * them a header and room for a content; one that is free is used again.
+ */
+
+import * as fds from "../../ffi/fd.ts";
+import { MemoryFile } from "../../ffi/memfd.ts";
+
+/** At the beginning of the file. */
+const MAGIC = new TextEncoder().encode("SHIMCAL1");
+/** The header of an entry, in bytes, and where its fields are: f64 the time, u32 all others; little-endian. */
+const HEADER_SIZE = 48;
+const FIELD = { room: 0, kind: 4, id: 8, connection: 12, stream: 16, tries: 20, at: 24, length: 32, sum: 36 } as const;
+/** Kinds of entries. */
+const Kind = { FREE: 0, CALL: 1, ANSWERED: 2, PART: 3 } as const;
+/** The least room for a content, in bytes; more is a power of two times that. */
+const LEAST_ROOM = 208;
+/** The longest that anything is believed to be, in bytes: more than a frame. */
+const MOST_ROOM = 1 << 24;
+
+/** A call as it is found again. */
+export interface CallRecord {
+  readonly id: number;
+  /** The place of its connection. */
+  readonly connection: number;
+  readonly stream: number;
+  /** When its request was read, in ms since the epoch. */
+  readonly at: number;
+  /** How often another process has gone on with it. */
+  readonly tries: number;
+  /** Whether it has its answer, and is only not at its end. */
+  readonly isAnswered: boolean;
+  readonly payload: Uint8Array<ArrayBuffer>;
+}
+
+/** The part of a frame that has been read. */
+export interface Part {
+  readonly connection: number;
+  readonly bytes: Uint8Array<ArrayBuffer>;
+}
+
+interface Entry {
+  readonly at: number;
+  readonly room: number;
+}
+
+/** The file. */
+export class CallFile {
+  readonly fd: number;
+  #end = MAGIC.length;
+  readonly #free: Entry[] = [];
+  readonly #calls = new Map<number, Entry>();
+  readonly #parts = new Map<number, Entry & { length: number }>();
+  #lastId = 0;
+
+  private constructor(fd: number) {
+    this.fd = fd;
+  }
+
+  /**
+   * An empty file; its descriptor is the caller's.
+   *
+   * @throws {SystemError}
+   */
+  static create(): CallFile {
+    const { fd } = new MemoryFile("calls");
+    fds.writeAt(fd, MAGIC, 0);
+    return new CallFile(fd);
+  }
+
+  /**
+   * The file as another process has left it; what is not whole in it is passed over.
+   *
+   * @param isAlive whether a connection is still there: what has been read of a frame of another is forgotten
+   * @throws {Error} when it is no such file
+   */
+  static open(fd: number): { file: CallFile; calls: CallRecord[]; parts: Part[] } {
+    const file = new CallFile(fd);
+    const calls: CallRecord[] = [];
+    const parts: Part[] = [];
+    const magic = new Uint8Array(MAGIC.length);
+    if (fds.readAt(fd, magic, 0) !== MAGIC.length || magic.some((byte, i) => byte !== MAGIC[i])) {
+      throw new Error("it is no file of calls");
+    }
+    const header = new Uint8Array(HEADER_SIZE);
+    const view = new DataView(header.buffer);
+    for (;;) {
+      const at = file.#end;
+      if (fds.readAt(fd, header, at) !== HEADER_SIZE) break;
+      const get = (field: number) => view.getUint32(field, true);
+      const entry = { at, room: get(FIELD.room) };
+      if (entry.room < LEAST_ROOM || entry.room > MOST_ROOM) break;
+      file.#end += HEADER_SIZE + entry.room;
+      const payload = new Uint8Array(Math.min(get(FIELD.length), entry.room));
+      const isWhole = fds.readAt(fd, payload, at + HEADER_SIZE) === payload.length;
+      const [kind, id, connection] = [get(FIELD.kind), get(FIELD.id), get(FIELD.connection)];
+      file.#lastId = Math.max(file.#lastId, id);
+      if (kind === Kind.PART && isWhole) {
+        file.#parts.set(connection, { ...entry, length: payload.length });
+        parts.push({ connection, bytes: payload });
+      } else if ((kind === Kind.CALL || kind === Kind.ANSWERED) && isWhole && checksum(payload) === get(FIELD.sum)) {
+        file.#calls.set(id, entry);
+        calls.push({
+          id,
+          connection,
+          stream: get(FIELD.stream),
+          at: view.getFloat64(FIELD.at, true),
+          tries: get(FIELD.tries),
+          isAnswered: kind === Kind.ANSWERED,
+          payload,
+        });
+      } else {
+        file.#release(entry);
+      }
+    }
+    return { file, calls: calls.sort((a, b) => a.id - b.id), parts };
+  }
+
+  /** Sees to it that no call gets a number up to this one. */
+  skipTo(id: number): void {
+    this.#lastId = Math.max(this.#lastId, id);
+  }
+
+  /** Notes a call, and gives it a number that none before it has had. */
+  begin(connection: number, stream: number, payload: Uint8Array): number {
+    const id = ++this.#lastId;
+    const entry = this.#take(payload.length);
+    const bytes = new Uint8Array(HEADER_SIZE + payload.length);
+    const view = new DataView(bytes.buffer);
+    const set = (field: number, value: number) => view.setUint32(field, value, true);
+    set(FIELD.room, entry.room);
+    set(FIELD.kind, Kind.CALL);
+    set(FIELD.id, id);
+    set(FIELD.connection, connection);
+    set(FIELD.stream, stream);
+    view.setFloat64(FIELD.at, Date.now(), true);
+    set(FIELD.length, payload.length);
+    set(FIELD.sum, checksum(payload));
+    bytes.set(payload, HEADER_SIZE);
+    fds.writeAt(this.fd, bytes, entry.at);
+    this.#calls.set(id, entry);
+    return id;
+  }
+
+  /** Notes that a call is gone on with. */
+  resume({ id, tries }: CallRecord): void {
+    this.#set(this.#calls.get(id), FIELD.tries, tries + 1);
+  }
+
+  /** Notes that a call has its answer. */
+  answered(id: number): void {
+    this.#set(this.#calls.get(id), FIELD.kind, Kind.ANSWERED);
+  }
+
+  /** Forgets a call, which is at its end. */
+  end(id: number): void {
+    const entry = this.#calls.get(id);
+    if (entry === undefined) return;
+    this.#calls.delete(id);
+    this.#release(entry);
+  }
+
+  /** Notes what has been read of a frame of so many bytes, behind what has been noted of it before. */
+  addPart(connection: number, bytes: Uint8Array, total: number): void {
+    let part = this.#parts.get(connection);
+    if (part === undefined) {
+      part = { ...this.#take(total), length: 0 };
+      this.#parts.set(connection, part);
+      const header = new Uint8Array(HEADER_SIZE);
+      const view = new DataView(header.buffer);
+      view.setUint32(FIELD.room, part.room, true);
+      view.setUint32(FIELD.kind, Kind.PART, true);
+      view.setUint32(FIELD.connection, connection, true);
+      fds.writeAt(this.fd, header, part.at);
+    }
+    fds.writeAt(this.fd, new Uint8Array(bytes), part.at + HEADER_SIZE + part.length);
+    part.length += bytes.length;
+    this.#set(part, FIELD.length, part.length);
+  }
+
+  /** Forgets what has been read of a frame. */
+  endPart(connection: number): void {
+    const part = this.#parts.get(connection);
+    if (part === undefined) return;
+    this.#parts.delete(connection);
+    this.#release(part);
+  }
+
+  #take(length: number): Entry {
+    const index = this.#free.findIndex(({ room }) => room >= length);
+    if (index !== -1) return this.#free.splice(index, 1)[0]!;
+    let room = LEAST_ROOM;
+    while (room < length) room *= 2;
+    const entry = { at: this.#end, room };
+    this.#end += HEADER_SIZE + room;
+    return entry;
+  }
+
+  #release({ at, room }: Entry): void {
+    this.#set({ at, room }, FIELD.kind, Kind.FREE);
+    this.#free.push({ at, room });
+  }
+
+  #set(entry: Entry | undefined, field: number, value: number): void {
+    if (entry === undefined) return;
+    fds.writeAt(this.fd, new Uint8Array(new Uint32Array([value]).buffer), entry.at + field);
+  }
+}
+
+/** FNV-1a of 32 bits. */
+function checksum(bytes: Uint8Array): number {
+  let hash = 0x811c9dc5;
+  for (const byte of bytes) hash = Math.imul(hash ^ byte, 0x01000193);
+  return hash >>> 0;
+}

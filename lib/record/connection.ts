@@ -1,0 +1,50 @@
+/** A connection that another process can go on with: what has been read of it and not dealt with, is still there. */
+
+import type { Connection } from "../../ffi/connection.ts";
+import type { Conn } from "../ttrpc/frame.ts";
+import type { CallFile } from "./calls.ts";
+
+/** See {@link Conn}. */
+export class KeptConnection implements Conn {
+  readonly #connection: Connection;
+  readonly #calls: CallFile;
+  readonly #number: number;
+  readonly part: Uint8Array | undefined;
+
+  /**
+   * @param connection one that peeks
+   * @param number what it is known by among the calls
+   * @param part what another process has read of a frame
+   */
+  constructor(connection: Connection, calls: CallFile, number: number, part?: Uint8Array) {
+    this.#connection = connection;
+    this.#calls = calls;
+    this.#number = number;
+    this.part = part;
+  }
+
+  read(buffer: Uint8Array): Promise<number | null> {
+    return this.#connection.read(buffer);
+  }
+
+  write(buffer: Uint8Array): Promise<number> {
+    return this.#connection.write(buffer);
+  }
+
+  take(count: number): void {
+    this.#connection.take(count);
+  }
+
+  keepPart(bytes: Uint8Array, total: number): void {
+    this.#calls.addPart(this.#number, bytes, total);
+  }
+
+  endPart(): void {
+    this.#calls.endPart(this.#number);
+  }
+
+  close(): void {
+    this.#calls.endPart(this.#number);
+    this.#connection.close();
+  }
+}

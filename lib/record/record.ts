@@ -1,0 +1,173 @@
+/**
+ * What must be known of a container to go on with it in another process: a file in the bundle, which is written anew, and
+ * put in the place of the one before, whenever something has changed that a call was to change, or a process has ended.
+ */
+
+import { count, flag, json, list, maybe, object, type Of, text, time, word } from "./schema.ts";
+
+/** The name of the file, in the bundle. */
+export const RECORD_FILE = "shim.state";
+/** Tells what the file has in it; one of another version is not read. */
+export const RECORD_VERSION = 1;
+
+const stdio = object({ stdin: text, stdout: text, stderr: text, terminal: flag });
+
+const exit = object({ status: count, at: time });
+
+const state = word(["created", "createdCheckpoint", "running", "pausing", "paused", "stopped", "deleted"]);
+
+const streams = object({
+  /** Where their descriptors are kept. */
+  slot: count,
+  /** The folder of a terminal's socket, as long as the terminal has not come. */
+  folder: maybe(text),
+  /** Loggers that output goes to. */
+  loggers: list(object({ uri: text, pid: count })),
+});
+
+const process = {
+  stdio,
+  state,
+  /** 0: it has none yet. */
+  pid: count,
+  exit: maybe(exit),
+  isStdinClosed: flag,
+  /** None: it has not been started, or all are closed. */
+  streams: maybe(streams),
+};
+
+const criu = object({
+  imagePath: text,
+  workPath: maybe(text),
+  tcpEstablished: maybe(flag),
+  externalUnixSockets: maybe(flag),
+  shellJob: maybe(flag),
+  fileLocks: maybe(flag),
+  manageCgroupsMode: maybe(text),
+  emptyNamespaces: maybe(list(text)),
+});
+
+const init = object({
+  ...process,
+  id: text,
+  namespace: text,
+  bundle: text,
+  workdir: text,
+  rootfs: text,
+  noPivotRoot: flag,
+  noNewKeyring: flag,
+  uid: count,
+  gid: count,
+  checkpoint: maybe(criu),
+  /** Whether its end is that of all its container's processes. */
+  ownsPidNamespace: flag,
+  /** How it has ended, when that is not told yet: what is left of the container is being ended. */
+  ending: maybe(exit),
+});
+
+const exec = object({
+  ...process,
+  id: text,
+  /** None once it has been started. */
+  spec: maybe(json),
+});
+
+const container = object({
+  /** The program of the OCI runtime. */
+  runtime: text,
+  /** Whether it has been created; otherwise a call is about to. */
+  isCreated: flag,
+  mounts: list(object({ type: text, source: text, options: list(text) })),
+  init,
+  execs: list(exec),
+});
+
+const command = object({
+  key: text,
+  /** Whose process it is for. */
+  scope: text,
+  /** What its start is numbered with. 0: it is nothing that is started. */
+  serial: count,
+  /** 0: not known. */
+  pid: count,
+  /** How much was in the runtime's log before, in bytes. */
+  logged: count,
+  /** How it has ended, if it has. */
+  status: maybe(count),
+});
+
+const answer = object({
+  /** The call that it is the answer of. */
+  call: count,
+  /** In base64; none when it is an error. */
+  payload: maybe(text),
+  code: count,
+  message: text,
+});
+
+const event = object({
+  at: time,
+  namespace: text,
+  topic: text,
+  type: text,
+  /** In base64. */
+  value: text,
+});
+
+const record = object({
+  /** How often a host of this container has died, and when and how the last one has. */
+  crashes: object({ count, at: time, reason: text }),
+  /** The host that has written this. */
+  host: count,
+  /** The number of the last start of a child. */
+  serial: count,
+  /** Whether the shim has been told to end. */
+  isEnding: flag,
+  container: maybe(container),
+  commands: list(command),
+  answers: list(answer),
+  /** Those that containerd has not acknowledged. */
+  events: list(event),
+  /** Exits of processes that nobody had asked for when they were told. */
+  unclaimed: list(object({ pid: count, status: count, at: time })),
+});
+
+export type ContainerRecord = Of<typeof container>;
+export type InitRecord = Of<typeof init>;
+export type ExecRecord = Of<typeof exec>;
+export type ProcessRecord = Pick<InitRecord, keyof typeof process>;
+export type StreamsRecord = Of<typeof streams>;
+export type CommandRecord = Of<typeof command>;
+export type AnswerRecord = Of<typeof answer>;
+export type EventRecord = Of<typeof event>;
+
+/** All of it. */
+export type ShimRecord = Of<typeof record>;
+
+/** A record as text: a line that says what follows, then that. */
+export function encodeRecord(value: ShimRecord): string {
+  const body = JSON.stringify(value);
+  return `containerd-shim ${RECORD_VERSION} ${body.length} ${checksum(body)}\n${body}\n`;
+}
+
+/**
+ * Reads a record with suspicion.
+ *
+ * @throws {Error} which says what is wrong: it is of another version, or has been cut, or changed
+ */
+export function decodeRecord(written: string): ShimRecord {
+  const [, version, length, sum, body] = /^containerd-shim (\d+) (\d+) ([0-9a-f]+)\n([^]*)\n$/.exec(written) ?? [];
+  if (version === undefined) throw new Error("it is not whole");
+  if (Number(version) !== RECORD_VERSION) {
+    throw new Error(`it is of version ${version}, and this shim reads version ${RECORD_VERSION}`);
+  }
+  if (body!.length !== Number(length) || checksum(body!) !== sum) throw new Error("it is not what was written");
+  return record(JSON.parse(body!), "the record");
+}
+
+/** FNV-1a, of 32 bits: any one changed character gives another. */
+function checksum(content: string): string {
+  let hash = 0x811c9dc5;
+  for (let i = 0; i < content.length; i++) hash = Math.imul(hash ^ content.charCodeAt(i), 0x01000193);
+  return (hash >>> 0).toString(16);
+}

@@ -1,0 +1,113 @@
+/** Writes down what another process needs to go on with a shim, and reads it. */
+
+import { messageOf } from "../errors.ts";
+import type { Logger } from "../log.ts";
+import type { Journal } from "../ttrpc/server.ts";
+import type { CallFile } from "./calls.ts";
+import { type AnswerRecord, decodeRecord, encodeRecord, RECORD_FILE, type ShimRecord } from "./record.ts";
+
+/** Who can see what the file has in it. */
+const MODE = 0o600;
+
+/** Options of {@link Recorder}. */
+export interface RecorderOptions {
+  /** The bundle's folder. */
+  readonly folder: string;
+  readonly calls: CallFile;
+  readonly log: Logger;
+  /** What is to be written down but for the answers. */
+  readonly describe: () => Omit<ShimRecord, "answers">;
+}
+
+/** The record of one shim. */
+export class Recorder implements Journal {
+  readonly #options: RecorderOptions;
+  readonly #path: string;
+  /** Answers of calls that are not at their end. */
+  readonly #answers = new Map<number, AnswerRecord>();
+  #hasFailed = false;
+
+  constructor(options: RecorderOptions) {
+    this.#options = options;
+    this.#path = `${options.folder}/${RECORD_FILE}`;
+  }
+
+  /** Writes all of it down. Where that cannot be done, the shim works on, and says so once. */
+  save(): void {
+    const { log, describe } = this.#options;
+    try {
+      const next = `${this.#path}.new`;
+      Deno.writeTextFileSync(next, encodeRecord({ ...describe(), answers: [...this.#answers.values()] }), {
+        mode: MODE,
+      });
+      Deno.renameSync(next, this.#path);
+      this.#hasFailed = false;
+    } catch (error) {
+      if (this.#hasFailed) return;
+      this.#hasFailed = true;
+      log.error("another process could not go on with this shim: its state cannot be written down", { error });
+    }
+  }
+
+  /** Removes what has been written down: there is nothing to go on with. */
+  remove(): void {
+    try {
+      Deno.removeSync(this.#path);
+    } catch {
+      // Nothing has been, or the whole folder has been removed.
+    }
+  }
+
+  /** Writes down what a call has changed, together with its answer. */
+  commit(call: number | undefined, answer: Omit<AnswerRecord, "call">): void {
+    if (call !== undefined) this.#answers.set(call, { call, ...answer });
+    this.save();
+  }
+
+  /** The answer that another process has found for a call. */
+  answerOf(call: number | undefined): AnswerRecord | undefined {
+    return call === undefined ? undefined : this.#answers.get(call);
+  }
+
+  /** Takes over what another process has found. */
+  inherit(answers: readonly AnswerRecord[]): void {
+    for (const each of answers) {
+      this.#answers.set(each.call, each);
+      this.#options.calls.skipTo(each.call);
+    }
+  }
+
+  begin(connection: number, stream: number, request: Uint8Array): number {
+    return this.#options.calls.begin(connection, stream, request);
+  }
+
+  answered(id: number): void {
+    this.#options.calls.answered(id);
+  }
+
+  end(id: number): void {
+    this.#answers.delete(id);
+    this.#options.calls.end(id);
+  }
+}
+
+/**
+ * What has been written down in a folder.
+ *
+ * @returns undefined when nothing has been
+ * @throws {Error} when it cannot be believed
+ */
+export function readRecord(folder: string): ShimRecord | undefined {
+  let text: string;
+  try {
+    text = Deno.readTextFileSync(`${folder}/${RECORD_FILE}`);
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return undefined;
+    throw new Error(`the shim's state cannot be read: ${messageOf(error)}`, { cause: error });
+  }
+  try {
+    return decodeRecord(text);
+  } catch (cause) {
+    throw new Error(`the shim's state cannot be believed: ${messageOf(cause)}`, { cause });
+  }
+}

@@ -1,0 +1,59 @@
+/** What a value read from a file must look like: a type that is also there when the program runs. */
+
+/** Gives a value back that is of the type, and throws otherwise. */
+export type Schema<T> = (value: unknown, path: string) => T;
+
+/** The type that a schema is of. */
+export type Of<S> = S extends Schema<infer T> ? T : never;
+
+function fail(path: string, expected: string): never {
+  throw new Error(`${path} is not ${expected}`);
+}
+
+export const text: Schema<string> = (value, path) => typeof value === "string" ? value : fail(path, "a text");
+
+export const flag: Schema<boolean> = (value, path) => typeof value === "boolean" ? value : fail(path, "true or false");
+
+/** A whole number that is not negative. */
+export const count: Schema<number> = (value, path) =>
+  Number.isSafeInteger(value) && value as number >= 0 ? value as number : fail(path, "a count");
+
+/** A point in time, in ms since the epoch. */
+export const time: Schema<number> = (value, path) =>
+  Number.isFinite(value) && Math.abs(value as number) < 8.64e15 ? value as number : fail(path, "a time");
+
+/** One of some words. */
+export function word<const T extends string>(words: readonly T[]): Schema<T> {
+  return (value, path) => words.find((each) => each === value) ?? fail(path, `one of ${words.join(", ")}`);
+}
+
+/** Any JSON object. */
+export const json: Schema<Readonly<Record<string, unknown>>> = (value, path) =>
+  typeof value === "object" && value !== null && !Array.isArray(value)
+    ? value as Record<string, unknown>
+    : fail(path, "an object");
+
+export function list<T>(of: Schema<T>): Schema<T[]> {
+  return (value, path) =>
+    Array.isArray(value) ? value.map((each, i) => of(each, `${path}[${i}]`)) : fail(path, "a list");
+}
+
+/** What may be missing. */
+export function maybe<T>(of: Schema<T>): Schema<T | undefined> {
+  return (value, path) => value === undefined ? undefined : of(value, path);
+}
+
+type Shape = Readonly<Record<string, Schema<unknown>>>;
+type Shaped<S extends Shape> = { readonly [K in keyof S]: Of<S[K]> };
+
+/** An object with these fields and no others. */
+export function object<S extends Shape>(shape: S): Schema<Shaped<S>> {
+  return (value, path) => {
+    const fields = json(value, path);
+    const stranger = Object.keys(fields).find((key) => !Object.hasOwn(shape, key));
+    if (stranger !== undefined) throw new Error(`${path} has a field ${JSON.stringify(stranger)}`);
+    return Object.fromEntries(
+      Object.entries(shape).map(([key, schema]) => [key, schema(fields[key], `${path}.${key}`)]),
+    ) as Shaped<S>;
+  };
+}
