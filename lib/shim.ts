@@ -29,6 +29,8 @@ import { type BegunCall, Server } from "./ttrpc/server.ts";
 const LOG_MODE = 0o700;
 /** How long a reader of the log has to take a dump before it is also written to a file of the bundle, in ms. */
 const DUMP_DELAY_MS = 200;
+/** How long a line about the death of another process waits, in ms. */
+const CRASH_LINE_DELAY_MS = 50;
 const DUMP_FILE = "shim.dump.log";
 /** How long lines of level debug are kept at most when nobody calls, in ms. */
 const START_TIMEOUT_MS = 1000;
@@ -307,10 +309,13 @@ export class Shim {
       const count = (record?.crashes.count ?? 0) + 1;
       this.#crashes = { count, at: Date.now(), reason };
       const host = record?.host ?? "unknown";
-      this.log.warn("the host of this shim has died, and another goes on", { host, how: reason, times: count });
+      const line = { host, how: reason, times: count };
+      // Calls come first: the first line of a log takes a while.
+      this.#place.timer(CRASH_LINE_DELAY_MS, () => {
+        this.log.warn("the host of this shim has died, and another goes on", line);
+      });
     } else {
       this.#crashes = record.crashes;
-      this.log.info("another host goes on with this shim");
     }
     if (pidfd !== undefined) this.#shelf.close(pidfd);
     this.keepHost();

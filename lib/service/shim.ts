@@ -198,8 +198,8 @@ export class ShimService implements Loaded {
   ): Handler {
     const { commands } = this.#context;
     return async (payload, call) => {
-      const decoded = decode(request, payload, "request");
-      // The server notes the call first.
+      // The server notes the call first, and the payload is valid until then.
+      const decoded = decode(request, payload.slice(), "request");
       await undefined;
       const found = this.#committer?.answerOf(call.id);
       if (found !== undefined) return payloadOf(found);
