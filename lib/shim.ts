@@ -277,7 +277,8 @@ export class Shim {
     const begun = calls.map((call) => {
       file.resume(call);
       const { id, connection, stream, payload, at, isAnswered, tries } = call;
-      const refusal = tries < MOST_TRIES ? doubt : `the shim's host has died ${tries + 1} times since it was asked`;
+      const reason = tries < MOST_TRIES ? doubt : `the shim's host has died ${tries + 1} times since it was asked`;
+      const refusal = (method: string) => READING.includes(method) ? undefined : reason;
       const startedAt = performance.now() - Math.max(0, now - at);
       return { id, connection, stream, request: payload, startedAt, isAnswered, refusal };
     });
@@ -504,6 +505,8 @@ export class Shim {
   }
 }
 
+/** Methods that change nothing. */
+const READING: readonly string[] = ["Wait", "State", "ListPids", "ShimInfo"];
 /** How often another process goes on with a call before it is taken for the reason why they die. */
 const MOST_TRIES = 3;
 

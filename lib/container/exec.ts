@@ -21,6 +21,9 @@ export interface ExecConfig {
   readonly spec: Readonly<Record<string, unknown>>;
 }
 
+/** What a shell adds to the number of the signal that has ended a process. */
+const SIGNALLED = 128;
+
 /** The status of a process that could not be started, as a shell has it for a command that is not found. */
 const NOT_STARTED = 255;
 
@@ -75,7 +78,7 @@ export class Exec extends Process {
   }
 
   async #start(): Promise<void> {
-    const { reaper, commands } = this.context;
+    const { reaper } = this.context;
     const { bundle } = this.#init.config;
     const process = `${bundle}/${this.id}.process.json`;
     using _hold = reaper.hold();
@@ -84,7 +87,7 @@ export class Exec extends Process {
       const streams = await this.openStreams(this.#init.config);
       try {
         // What another process has begun with is reading it.
-        if (!commands.hasBegunFor(this.scope)) {
+        if (!this.hasBegun) {
           const spec = JSON.stringify({ ...this.#config.spec, terminal: this.stdio.terminal });
           Deno.writeTextFileSync(process, spec, { mode: 0o600 });
         }
@@ -131,18 +134,20 @@ export class Exec extends Process {
 
   override kill(signal: number, _all: boolean): Promise<void> {
     return this.serialize("kill", () => {
-      if (this.exit !== undefined) this.alreadyFinished();
-      if (this.pid === 0) {
-        throw new StatusError(Code.FAILED_PRECONDITION, "process not created");
-      }
       const { commands, reaper, save } = this.context;
       const what = `signal ${signal}`;
+      const hasBegun = commands.hasBegun(what, this.scope);
+      if (hasBegun && this.exit?.status === SIGNALLED + signal) return Promise.resolve();
       // Once more does no harm.
-      if (signal !== Signal.SIGKILL && commands.hasBegun(what, this.scope)) {
+      if (hasBegun && (this.exit !== undefined || signal !== Signal.SIGKILL)) {
         throw new StatusError(
           Code.UNAVAILABLE,
           `the shim's host has died when it was about to send signal ${signal} to process ${this.id}: it may have been sent`,
         );
+      }
+      if (this.exit !== undefined) this.alreadyFinished();
+      if (this.pid === 0) {
+        throw new StatusError(Code.FAILED_PRECONDITION, "process not created");
       }
       commands.note(what, this.scope);
       save();

@@ -248,7 +248,7 @@ export class Init extends Process {
 
   override kill(signal: number, all: boolean): Promise<void> {
     return this.serialize("kill", async () => {
-      if (this.exit !== undefined && !all) this.alreadyFinished();
+      if (this.exit !== undefined && !all && !this.hasBegun) this.alreadyFinished();
       try {
         await this.#runc.kill(this.id, signal, all);
       } catch (error) {
@@ -275,7 +275,7 @@ export class Init extends Process {
   /** Freezes every process of the container. */
   pause(): Promise<void> {
     return this.serialize("pause", async () => {
-      this.machine.become("pausing");
+      if (this.machine.canBecome("pausing")) this.machine.become("pausing");
       try {
         await this.#runc.pause(this.id);
       } catch (error) {

@@ -75,7 +75,7 @@ export abstract class Process {
       this.#exited.resolve(this.#exit);
     }
     if (streams === undefined) return;
-    if (pid === 0 && !this.context.commands.hasBegunFor(this.scope)) {
+    if (pid === 0 && !this.hasBegun) {
       // They were for a start that has not been begun: it opens its own.
       if (streams.folder !== undefined) removeFolder(streams.folder);
       return;
@@ -189,6 +189,11 @@ export abstract class Process {
     return streams;
   }
 
+  /** Whether another process has begun with what is done first here. */
+  protected get hasBegun(): boolean {
+    return this.context.commands.hasBegunFor(this.scope);
+  }
+
   /** Where its descriptors are kept, if that is not any place. */
   protected get slot(): number | undefined {
     return undefined;
@@ -202,7 +207,8 @@ export abstract class Process {
   /** Runs what changes this process one after the other, in the order of the calls. */
   protected serialize<T>(action: Action, run: () => Promise<T>): Promise<T> {
     const turn = this.#last.then(() => {
-      this.machine.require(action);
+      // What another process has begun with, was allowed then.
+      if (!this.hasBegun) this.machine.require(action);
       return run();
     });
     this.#last = turn.catch(() => {});

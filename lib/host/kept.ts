@@ -94,32 +94,34 @@ class HolderShelf implements Shelf {
       if (!isFull(error)) throw error;
       fd = await unkept.place().open(role, path, flags, first);
     }
-    this.#fds.set(role, fd);
+    this.take(role, fd);
     return fd;
   }
 
   async accept(role: number, listener: number): Promise<number | undefined> {
     try {
       const fd = await this.#keeper.holder.accept(numberOf(this.slot, role), this.#numberOf(listener));
-      this.#fds.set(role, fd);
+      this.take(role, fd);
       return fd;
     } catch (error) {
       if (error instanceof SystemError && NOBODY.includes(error.errno)) return undefined;
       if (!isFull(error)) throw error;
       const fd = accept(listener);
-      if (fd !== undefined) this.#fds.set(role, fd);
+      if (fd !== undefined) this.take(role, fd);
       return fd;
     }
   }
 
   keep(role: number, fd: number): void {
     this.#keeper.holder.keep(numberOf(this.slot, role), fd);
-    this.#fds.set(role, fd);
+    this.take(role, fd);
   }
 
-  /** Makes what has been brought this place's. */
+  /** Makes a descriptor, which is kept, this place's; what was there before in its role is not kept any more. */
   take(role: number, fd: number): void {
+    const before = this.#fds.get(role);
     this.#fds.set(role, fd);
+    if (before !== undefined) fds.close(before);
   }
 
   find(role: number): number | undefined {

@@ -587,10 +587,11 @@ static void spawn(struct holder *holder, struct order *order, const char *string
 
 /* Gives a descriptor the number that the host has for it, and takes it away from where it is; or gives the error back. */
 static long place(struct holder *holder, long fd, int32_t number) {
-  if (failed(fd) || fd == number) return fd;
+  if (failed(fd)) return fd;
+  if (number > holder->highest) holder->highest = number;
+  if (fd == number) return fd; /* it has been opened close-on-exec */
   const long placed = call(__NR_dup3, fd, number, O_CLOEXEC);
   close_fd(fd);
-  if (number > holder->highest) holder->highest = number;
   return placed;
 }
 
@@ -642,8 +643,8 @@ static void obey(struct holder *holder, size_t length, const char *const *enviro
     held = call(__NR_accept4, order->from, 0, 0, NONBLOCK | O_CLOEXEC);
     break;
   case OPEN: {
-    const long first = order->first < 0 ? -1 : call(__NR_open, strings, order->first, 0);
-    held = order->first >= 0 && failed(first) ? first : call(__NR_open, strings, order->flags, 0);
+    const long first = order->first < 0 ? -1 : call(__NR_open, strings, order->first | O_CLOEXEC, 0);
+    held = order->first >= 0 && failed(first) ? first : call(__NR_open, strings, order->flags | O_CLOEXEC, 0);
     if (!failed(first)) close_fd(first);
   }
   }

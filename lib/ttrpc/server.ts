@@ -83,8 +83,8 @@ export interface BegunCall {
   readonly startedAt: number;
   /** Whether nobody waits for an answer any more. */
   readonly isAnswered: boolean;
-  /** Why it is not gone on with. */
-  readonly refusal?: string | undefined;
+  /** Why a method is not gone on with, if it is not. */
+  readonly refusal?: (method: string) => string | undefined;
 }
 
 /** Options of {@linkcode Server.serveConnection}. */
@@ -325,12 +325,13 @@ class Connection implements FrameSink {
   }
 
   /** Goes on with a call that another process has begun with. */
-  goOn({ id, stream, request, startedAt, isAnswered, refusal }: BegunCall): void {
+  goOn({ id, stream, request, startedAt, isAnswered, refusal: refusalOf }: BegunCall): void {
     const { service, method, payload, timeoutNano } = ttrpc.Request.decode(request);
     const call = new ServerCall(service, method, stream, startedAt);
     call.id = id;
     if (!isAnswered) this.#begun.set(stream, request);
     const handler = this.#shared.services.get(service)?.get(method);
+    const refusal = refusalOf?.(method);
     if (refusal !== undefined || handler === undefined) {
       const message = refusal ?? `${service}/${method} is not known any more`;
       if (!isAnswered) this.#refuse(stream, Code.UNAVAILABLE, message);
