@@ -60,6 +60,8 @@ export interface Identity {
 export interface KeeperOfAnother extends Keeper {
   /** Places that something has been brought for which nobody has asked for yet. */
   readonly slotsBrought: readonly number[];
+  /** What has been brought for a place and a role, if nobody has asked for it yet. */
+  brought(slot: number, role: number): number | undefined;
   /** Closes what has been brought and nobody has asked for; gives their numbers. */
   closeRest(): readonly number[];
   /** The number of the last start of a child. */
@@ -238,7 +240,7 @@ export class Shim {
     }
     isDoubtful ||= record === undefined && exists(`${cwd}/init.pid`);
     if (isDoubtful) await this.#salvage(service);
-    const rest = this.#goOn(
+    this.#goOn(
       isDoubtful ? "the shim's host has died, and what was done by then is not known" : undefined,
     );
     const changing = [...this.#server.inFlight].filter(({ method }) => method !== "Wait").map(({ ended }) => ended);
@@ -246,7 +248,6 @@ export class Shim {
       service.restored();
       this.#commands.disinherit();
       hold[Symbol.dispose]();
-      for (const shelf of rest) shelf.release();
       keeper.closeRest();
       this.save();
     });
@@ -269,36 +270,33 @@ export class Shim {
    * Goes on with connections, and calls that have not been answered.
    *
    * @param doubt why calls that change something are not gone on with
-   * @returns places of other things, that nobody has asked for
    */
-  #goOn(doubt: string | undefined): Shelf[] {
+  #goOn(doubt: string | undefined): void {
     const { calls, parts, file } = this.#calls!;
     const now = Date.now();
     const begun = calls.map((call) => {
       file.resume(call);
       const { id, connection, stream, payload, at, isAnswered, tries } = call;
-      const reason = tries < MOST_TRIES ? doubt : `the shim's host has died ${tries + 1} times since it was asked`;
+      const reason = tries < MOST_TRIES ? doubt : `${tries} hosts of the shim have died of it`;
       const refusal = (method: string) => READING.includes(method) ? undefined : reason;
       const startedAt = performance.now() - Math.max(0, now - at);
       return { id, connection, stream, request: payload, startedAt, isAnswered, refusal };
     });
-    const rest: Shelf[] = [];
+    this.#place.timer(TRY_MS, () => file.survived(calls));
     const connected = new Set<number>();
-    for (const slot of this.#identity.keeper!.slotsBrought) {
-      const shelf = this.#keeper.place(slot);
-      const fd = shelf.find(Role.CONNECTION);
-      if (fd === undefined || !statDescriptor(fd).isSocket || isListening(fd)) {
-        rest.push(shelf);
-        continue;
-      }
+    const keeper = this.#identity.keeper!;
+    for (const slot of keeper.slotsBrought) {
+      const fd = keeper.brought(slot, Role.CONNECTION);
+      // What else there is, is asked for by calls that go on, or by nobody.
+      if (fd === undefined || !statDescriptor(fd).isSocket || isListening(fd)) continue;
       connected.add(slot);
       const own = begun.filter(({ connection }) => connection === slot);
-      this.#serve(fd, shelf, parts.find(({ connection }) => connection === slot)?.bytes, own);
+      const part = parts.find(({ connection }) => connection === slot)?.bytes;
+      this.#serve(fd, keeper.place(slot), part, own);
     }
     for (const each of begun) {
       if (!connected.has(each.connection)) this.#server.goOn(each);
     }
-    return rest;
   }
 
   /** Says that a process has died that has had this shim, and how. */
@@ -507,8 +505,9 @@ export class Shim {
 
 /** Methods that change nothing. */
 const READING: readonly string[] = ["Wait", "State", "ListPids", "ShimInfo"];
-/** How often another process goes on with a call before it is taken for the reason why they die. */
-const MOST_TRIES = 3;
+/** How many processes in a row may die within so many ms of going on with a call, before it is taken for the reason. */
+const MOST_TRIES = 10;
+const TRY_MS = 100;
 
 function exists(path: string): boolean {
   try {

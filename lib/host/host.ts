@@ -168,7 +168,7 @@ class Host {
     const { holder, shim } = member;
     switch (message.kind) {
       case "held":
-        if (descriptors.length === 1) member.kept.brought.set(message.number, descriptors[0]!);
+        if (descriptors.length === 1) member.kept.bring(message.number, descriptors[0]!);
         return;
       case "go":
         return void this.#go(member);

@@ -14,11 +14,20 @@ const FIRST = 8;
 export class KeptByHolder implements KeeperOfAnother {
   readonly holder: Holder;
   /** What the holder has brought from its last host, by number, and nobody has asked for yet. */
-  readonly brought = new Map<number, number>();
+  readonly #brought = new Map<number, number>();
   readonly #slots = new Set<number>([SHIM_SLOT, INIT_SLOT]);
 
   constructor(holder: Holder) {
     this.holder = holder;
+  }
+
+  /** Takes what the holder brings. */
+  bring(number: number, fd: number): void {
+    this.#brought.set(number, fd);
+  }
+
+  brought(slot: number, role: number): number | undefined {
+    return this.#brought.get(numberOf(slot, role));
   }
 
   place(slot = this.#free()): Shelf {
@@ -26,9 +35,9 @@ export class KeptByHolder implements KeeperOfAnother {
     const shelf = new HolderShelf(this, slot);
     for (let role = 0; role < ROLES; role++) {
       const number = numberOf(slot, role);
-      const fd = this.brought.get(number);
+      const fd = this.#brought.get(number);
       if (fd === undefined) continue;
-      this.brought.delete(number);
+      this.#brought.delete(number);
       shelf.take(role, fd);
     }
     return shelf;
@@ -44,7 +53,7 @@ export class KeptByHolder implements KeeperOfAnother {
 
   /** Places that something has been brought for. */
   get slotsBrought(): number[] {
-    return [...new Set([...this.brought.keys()].map((number) => Math.floor((number - FIRST) / ROLES)))];
+    return [...new Set([...this.#brought.keys()].map((number) => Math.floor((number - FIRST) / ROLES)))];
   }
 
   #free(): number {
@@ -60,19 +69,19 @@ export class KeptByHolder implements KeeperOfAnother {
 
   /** Closes, here and there, what has been brought and nobody has asked for; gives their numbers. */
   closeRest(): number[] {
-    const numbers = [...this.brought.keys()];
-    for (const [number, fd] of this.brought) {
+    const numbers = [...this.#brought.keys()];
+    for (const [number, fd] of this.#brought) {
       fds.close(fd);
       this.holder.tell("drop", number);
     }
-    this.brought.clear();
+    this.#brought.clear();
     return numbers;
   }
 
   /** Closes here what has been brought: the holder has gone. */
   abandon(): void {
-    for (const fd of this.brought.values()) fds.close(fd);
-    this.brought.clear();
+    for (const fd of this.#brought.values()) fds.close(fd);
+    this.#brought.clear();
   }
 }
 

@@ -28,7 +28,7 @@ export interface CallRecord {
   readonly stream: number;
   /** When its request was read, in ms since the epoch. */
   readonly at: number;
-  /** How often another process has gone on with it. */
+  /** How many processes in a row have died soon after they had gone on with it. */
   readonly tries: number;
   /** Whether it has its answer, and is only not at its end. */
   readonly isAnswered: boolean;
@@ -147,6 +147,11 @@ export class CallFile {
   /** Notes that a call is gone on with. */
   resume({ id, tries }: CallRecord): void {
     this.#set(this.#calls.get(id), FIELD.tries, tries + 1);
+  }
+
+  /** Notes that going on with calls has done no harm. */
+  survived(calls: readonly CallRecord[]): void {
+    for (const { id } of calls) this.#set(this.#calls.get(id), FIELD.tries, 0);
   }
 
   /** Notes that a call has its answer. */
