@@ -249,7 +249,6 @@ export class Shim {
       this.#commands.disinherit();
       hold[Symbol.dispose]();
       keeper.closeRest();
-      this.save();
     });
     for (const signal of signals) this.onSignal(signal);
     if (record?.isEnding) this.#end();
@@ -311,7 +310,9 @@ export class Shim {
       const line = { host, how: reason, times: count };
       // Calls come first: the first line of a log takes a while.
       this.#place.timer(CRASH_LINE_DELAY_MS, () => {
+        if (this.#abandoned) return;
         this.log.warn("the host of this shim has died, and another goes on", line);
+        this.save();
       });
     } else {
       this.#crashes = record.crashes;
