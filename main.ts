@@ -11,9 +11,13 @@ const FAILURE = 1;
 /** The word that this program calls itself with to be a host: lib/standalone/entry.c. */
 const HOST = "host";
 
+/** The word that has this build take over from others. */
+const UPGRADE = "upgrade";
+
 async function main(): Promise<number> {
   try {
     if (Deno.args[0] === HOST) return await (await import("./lib/host/host.ts")).run(Deno.args.slice(1));
+    if (Deno.args[0] === UPGRADE) return await (await import("./lib/host/upgrade.ts")).run(Deno.args.slice(1), say);
     const options = parse(Deno.args);
     if (options === undefined) {
       say(usage());

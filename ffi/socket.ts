@@ -12,6 +12,7 @@ const c = libc({
   socket: [["i32", "i32", "i32"], "i32"],
   bind: [["i32", "buffer", "u32"], "i32"],
   listen: [["i32", "i32"], "i32"],
+  connect: [["i32", "buffer", "u32"], "i32"],
   accept4: [["i32", "pointer", "pointer", "i32"], "i32"],
   socketpair: [["i32", "i32", "i32", "buffer"], "i32"],
   geteuid: [[], "u32"],
@@ -21,6 +22,7 @@ const c = libc({
 /** socket(2), socket(7), unix(7); values from asm-generic/socket.h. */
 const AF_UNIX = 1;
 const SOCK_STREAM = 1;
+const SOCK_SEQPACKET = 5;
 const SOCK_NONBLOCK = 0o4000;
 const SOCK_CLOEXEC = 0o2000000;
 export const SOL_SOCKET = 1;
@@ -119,16 +121,7 @@ export function socketpair(): [number, number] {
  * @throws {SystemError} EADDRINUSE
  */
 export function listenOn(path: string): number {
-  const bytes = new TextEncoder().encode(path);
-  const isAbstract = bytes[0] === 0;
-  if (bytes.length > ADDRESS_LIMIT + (isAbstract ? 1 : 0)) {
-    throw new Error(`${JSON.stringify(path)}: unix socket path too long (> ${ADDRESS_LIMIT})`);
-  }
-  const address = new Uint8Array(SOCKADDR_UN);
-  address[0] = AF_UNIX;
-  address.set(bytes, PATH_OFFSET);
-  // An abstract name is as long as the address says, a path ends with NUL.
-  const length = PATH_OFFSET + bytes.length + (isAbstract ? 0 : 1);
+  const { address, length } = addressOf(path);
   const socket = check(c().socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0), "socket");
   try {
     check(c().bind(socket, address, length), "bind of a socket to", path);
@@ -138,6 +131,37 @@ export function listenOn(path: string): number {
     throw error;
   }
   return socket;
+}
+
+/**
+ * Connects to a socket that keeps messages apart, nonblocking and close-on-exec; the caller owns it.
+ *
+ * @throws {SystemError} ECONNREFUSED when nobody listens
+ */
+export function connectToPackets(path: string): number {
+  const { address, length } = addressOf(path);
+  const socket = check(c().socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0), "socket");
+  try {
+    check(c().connect(socket, address, length), "connect to", path);
+  } catch (error) {
+    fds.close(socket);
+    throw error;
+  }
+  return socket;
+}
+
+/** struct sockaddr_un, and how much of it counts. */
+function addressOf(path: string): { address: Uint8Array<ArrayBuffer>; length: number } {
+  const bytes = new TextEncoder().encode(path);
+  const isAbstract = bytes[0] === 0;
+  if (bytes.length > ADDRESS_LIMIT + (isAbstract ? 1 : 0)) {
+    throw new Error(`${JSON.stringify(path)}: unix socket path too long (> ${ADDRESS_LIMIT})`);
+  }
+  const address = new Uint8Array(SOCKADDR_UN);
+  address[0] = AF_UNIX;
+  address.set(bytes, PATH_OFFSET);
+  // An abstract name is as long as the address says, a path ends with NUL.
+  return { address, length: PATH_OFFSET + bytes.length + (isAbstract ? 0 : 1) };
 }
 
 /**

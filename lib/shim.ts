@@ -37,6 +37,8 @@ const START_TIMEOUT_MS = 1000;
 const US_PER_MS = 1000;
 /** How long nothing is accepted after a failure, in ms. */
 const ACCEPT_DELAY_MS = 100;
+/** How long calls are waited for that change something, when another process is to go on, in ms. */
+const LEAVE_TIMEOUT_MS = 5000;
 /** How long the end waits for calls that are being answered, in ms. */
 const SHUTDOWN_TIMEOUT_MS = 10_000;
 
@@ -190,10 +192,23 @@ export class Shim {
   /** Whether it is about to be another process's. */
   #isLeaving = false;
 
-  /** Writes everything down for another process, which is to go on with it; nothing is to be done with it here any more. */
-  leave(): void {
+  /**
+   * Gives it up to another process: takes on no more calls, waits a while for those that change something, writes
+   * everything down, and closes what is open here. Whatever has not ended goes on there.
+   *
+   * @param last called when nothing more is to be told to the container's process
+   */
+  async leave(last: () => void): Promise<void> {
+    await within(
+      this.#place.timer,
+      LEAVE_TIMEOUT_MS,
+      this.#server.shutdown({ doNotAwait: ({ method }) => method === "Wait" }),
+    );
     this.#isLeaving = true;
     this.save();
+    this.#recorder?.stop();
+    last();
+    this.abandon();
   }
 
   #openCalls() {
@@ -301,22 +316,22 @@ export class Shim {
   /** Says that a process has died that has had this shim, and how. */
   #noteCrash(record: ShimRecord | undefined): void {
     const pidfd = this.#shelf.find(Role.HOST);
-    const hasLeft = record?.host === 0;
-    if (!hasLeft) {
+    let line: Readonly<Record<string, unknown>> | undefined;
+    if (record?.host !== 0) {
       const reason = pidfd === undefined ? "unknown" : describeEnd(pidfd, record?.host);
       const count = (record?.crashes.count ?? 0) + 1;
       this.#crashes = { count, at: Date.now(), reason };
       const host = record?.host ?? "unknown";
-      const line = { host, how: reason, times: count };
-      // Calls come first: the first line of a log takes a while.
-      this.#place.timer(CRASH_LINE_DELAY_MS, () => {
-        if (this.#abandoned) return;
-        this.log.warn("the host of this shim has died, and another goes on", line);
-        this.save();
-      });
+      line = { host, how: reason, times: count };
     } else {
       this.#crashes = record.crashes;
     }
+    // Calls come first: the first line of a log takes a while.
+    this.#place.timer(CRASH_LINE_DELAY_MS, () => {
+      if (this.#abandoned) return;
+      if (line !== undefined) this.log.warn("the host of this shim has died, and another goes on", line);
+      this.save();
+    });
     if (pidfd !== undefined) this.#shelf.close(pidfd);
     this.keepHost();
   }
@@ -363,6 +378,7 @@ export class Shim {
   abandon(): void {
     if (this.#abandoned) return;
     this.#abandoned = true;
+    this.#recorder?.stop();
     this.#closeListener();
     this.reaper.abandon(new Error("the container's shim has ended"));
     this.#events.stop();

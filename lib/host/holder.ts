@@ -74,6 +74,7 @@ export class Holder implements Parent {
   #open = true;
   /** Whether it has been told that it may become a holder: the first thing that it is told. */
   #isAccepted = false;
+  #isMute = false;
 
   /**
    * @param socket its connection, nonblocking; this object's from then on
@@ -158,7 +159,19 @@ export class Holder implements Parent {
 
   /** Has it go to a host of another build. */
   move(build: bigint, executable: number): void {
+    this.#isMute = false;
     this.#send({ bytes: moveOrder(build), descriptors: [executable] });
+  }
+
+  /** Tells it nothing any more, nor asks it for anything, until {@link move}: it is about to be another's. */
+  mute(): void {
+    this.#isMute = true;
+  }
+
+  /** Says something to whom is no holder. */
+  say(bytes: Uint8Array<ArrayBuffer>): void {
+    this.#isAccepted = true;
+    this.#send({ bytes, descriptors: [] });
   }
 
   #want(number: number, what: string, message: () => Uint8Array<ArrayBuffer>): Promise<number> {
@@ -197,7 +210,7 @@ export class Holder implements Parent {
   }
 
   #send(message: Outgoing): void {
-    if (!this.#open) return;
+    if (!this.#open || this.#isMute) return;
     if (this.#isAccepted && this.#outgoing.length === 0 && this.#sent(message)) return;
     // They may be closed before there is room.
     const descriptors = message.descriptors.map((fd) => fds.duplicate(fd));

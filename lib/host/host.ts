@@ -11,13 +11,16 @@ import { Event } from "../../ffi/poll.ts";
 import { Signal } from "../../ffi/signals.ts";
 import { accept, isListening, isOwnUser, peerCredentials } from "../../ffi/socket.ts";
 import { parse } from "../cli.ts";
+import { sleep } from "../async.ts";
 import { openPlace, type Place } from "../place.ts";
 import { type Identity, Shim } from "../shim.ts";
 import { blockEverywhere, receive } from "../signals.ts";
 import { standing } from "./fit.ts";
 import { Holder, type HolderOptions } from "./holder.ts";
 import { KeptByHolder } from "./kept.ts";
-import { type FromHolder, type Join, MAX_MESSAGE } from "./protocol.ts";
+import { RECORD_VERSION } from "../record/record.ts";
+import { canRead, hasBeenTakenOver } from "../record/recorder.ts";
+import { type AboutHost, type FromHolder, type Join, MAX_MESSAGE } from "./protocol.ts";
 
 /** What a host is started with: lib/standalone/entry.c. */
 const SOCKET = 3;
@@ -26,6 +29,10 @@ const LOCK = 4;
 const NOT_SERVED = 1;
 /** How long a host without a container waits for the next one, in ms. */
 const LINGER_MS = 30_000;
+/** How long a holder may take to come back that finds no host of another build, in ms: lib/standalone/entry.c. */
+const BACK_MS = 6000;
+/** How often it is looked whether all have found one, in ms. */
+const LOOK_MS = 20;
 /** How many descriptors a container may need, with some execs, and this process besides. */
 const DESCRIPTORS_EACH = 64;
 const DESCRIPTORS_OWN = 64;
@@ -78,6 +85,8 @@ class Host {
   #linger: Disposable | undefined;
   /** Whether it has been told to end, once its containers have. */
   #leaving = false;
+  /** Whether its containers are going to a host of another build. */
+  #isMoving = false;
 
   constructor(place: Place, path: string) {
     this.#place = { ...place, describe: () => [`in the host ${Deno.pid} (${path}) of ${this.#members.size}`] };
@@ -111,6 +120,9 @@ class Host {
     let member: Member | undefined;
     const holder: Holder = new Holder(socket, peer.pid, this.#options, (message, descriptors) => {
       if (message === undefined) return this.#gone(member);
+      if (member === undefined && message.kind === "upgrade") {
+        return void this.#upgrade(holder, message, descriptors[0]);
+      }
       if (member !== undefined) return this.#told(member, message, descriptors);
       if (message.kind === "join" && descriptors.length === 1) {
         member = this.#join(holder, peer.pid, message, descriptors[0]!);
@@ -126,10 +138,13 @@ class Host {
     this.#build ??= join.build;
     // The next host would not have room for it either.
     if (this.#room < 1) return refuse("refused");
-    if (this.#leaving || this.#members.size >= Math.min(join.group, this.#room)) return refuse("full");
+    // One that comes back is not kept out.
+    const isClosed = this.#leaving || this.#isMoving && join.hosts === 0;
+    if (isClosed || this.#members.size >= Math.min(join.group, this.#room)) return refuse("full");
     if (join.build !== this.#build || standing(pid) !== this.#standing || !isListening(listener)) {
       return refuse("refused");
     }
+    if (join.isMoved && !canRead(join.cwd)) return refuse("refused");
     let member: Member;
     try {
       const options = parse(join.args);
@@ -152,6 +167,48 @@ class Host {
     this.#noteSize();
     holder.tell("accepted");
     return member;
+  }
+
+  /** Says who this is; and hands over to another build, if that is wanted. */
+  async #upgrade(
+    asker: Holder,
+    { build, goes }: Extract<FromHolder, { kind: "upgrade" }>,
+    executable: number | undefined,
+  ): Promise<void> {
+    let [moved, stayed] = [0, this.#members.size];
+    const containers = this.#members.size;
+    if (goes && executable !== undefined && !this.#isMoving) {
+      this.#isMoving = true;
+      const members = [...this.#members];
+      await Promise.all(members.map((member) => this.#move(member, build, executable)));
+      // Those that find no host there come back.
+      const isBack = (member: Member) => [...this.#members].some((each) => each !== member && isSame(each, member));
+      const hasMoved = (member: Member) => !isBack(member) && hasBeenTakenOver(member.identity.cwd);
+      for (let ms = 0; ms < BACK_MS; ms += LOOK_MS) {
+        if (members.every((each) => hasMoved(each) || isBack(each))) break;
+        await sleep(this.#place.timer, LOOK_MS);
+      }
+      moved = members.filter(hasMoved).length;
+      stayed = members.length - moved;
+      this.#isMoving = false;
+      if (stayed === 0) this.#leaving = true;
+    }
+    if (executable !== undefined) fds.close(executable);
+    const about: AboutHost = {
+      pid: Deno.pid,
+      build: `${this.#build ?? 0n}`,
+      recordVersion: RECORD_VERSION,
+      ...{ containers, moved, stayed },
+    };
+    asker.say(new TextEncoder().encode(JSON.stringify(about)));
+    if (this.#leaving && this.#members.size === 0) this.#end();
+  }
+
+  /** Sends a holder to a host of another build. */
+  async #move({ holder, shim, isReady }: Member, build: bigint, executable: number): Promise<void> {
+    if (shim === undefined || !isReady) return;
+    await shim.leave(() => holder.mute());
+    holder.move(build, executable);
   }
 
   /** @throws {Error} when the container's shim cannot be what it was started as */
@@ -227,7 +284,7 @@ class Host {
     this.#members.delete(member);
     this.#noteSize();
     this.#place.noteWork();
-    if (this.#members.size > 0) return;
+    if (this.#members.size > 0 || this.#isMoving) return;
     if (this.#leaving) this.#end();
     else this.#wait();
   }
@@ -267,6 +324,10 @@ class Host {
     const text = [...lines, ...describeProcess(this.#place.poller)].join("\n") + "\n";
     Deno.writeTextFileSync(`${this.#path}.dump`, text, { mode: 0o600 });
   }
+}
+
+function isSame(a: Member, b: Member): boolean {
+  return a.identity.pid === b.identity.pid;
 }
 
 function remove(path: string): void {

@@ -4,6 +4,7 @@
  */
 
 import type { ChildOptions } from "../../ffi/process.ts";
+import { count, object, type Of, text } from "../record/schema.ts";
 
 /** The first words of what a holder says, and of what a host does. */
 const FROM_HOLDER = { join: 1, go: 2, signalled: 3, exited: 4, spawned: 5, held: 6 } as const;
@@ -35,7 +36,12 @@ const JOIN = {
   signals: 40,
   spawned: { pid: 52, error: 56, serial: 60 },
   hosts: 64,
+  isMoved: 68,
 } as const;
+/** What `containerd-shim upgrade` says: kind, protocol, build, whether it is to be done; the executable comes with that. */
+const UPGRADE = 100;
+const UPGRADE_SIZE = 24;
+const UPGRADE_GOES = 16;
 /** struct told: kind, what, detail, more. */
 const TOLD_SIZE = 16;
 /** struct order, and where its fields are. */
@@ -77,6 +83,8 @@ export interface Join {
   variable(name: string): string | undefined;
   /** How many hosts it has had before. */
   readonly hosts: number;
+  /** Whether it comes from one of another build, which it can go back to. */
+  readonly isMoved: boolean;
   /** Signals which the last of them has not said to have dealt with. */
   readonly signals: readonly number[];
   /** The last child that it has been asked for. */
@@ -94,6 +102,8 @@ export interface Spawned {
 export type FromHolder =
   | Join
   | { readonly kind: "go" }
+  /** No holder does: see {@link upgradeRequest}. */
+  | { readonly kind: "upgrade"; readonly build: bigint; readonly goes: boolean }
   | { readonly kind: "signalled"; readonly signal: number }
   | { readonly kind: "exited"; readonly pid: number; readonly status: number }
   | { readonly kind: "spawned" } & Spawned
@@ -109,6 +119,10 @@ export function decode(bytes: Uint8Array): FromHolder {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
   const kind = bytes.length >= TOLD_SIZE ? view.getUint32(0, true) : 0;
   if (kind === FROM_HOLDER.join) return decodeJoin(bytes, view);
+  if (kind === UPGRADE && bytes.length === UPGRADE_SIZE) {
+    const goes = view.getUint32(UPGRADE_GOES, true) !== 0;
+    return { kind: "upgrade", build: view.getBigUint64(JOIN.build, true), goes };
+  }
   if (bytes.length === TOLD_SIZE) {
     const [what, detail, more] = [4, 8, 12].map((at) => view.getInt32(at, true)) as [number, number, number];
     switch (kind) {
@@ -155,6 +169,7 @@ function decodeJoin(bytes: Uint8Array, view: DataView): Join {
       return found && decoder.decode(found.subarray(start.length));
     },
     hosts: view.getUint32(JOIN.hosts, true),
+    isMoved: view.getUint32(JOIN.isMoved, true) !== 0,
     signals: signalsOf(view.getBigUint64(JOIN.signals, true)),
     spawned: {
       serial: view.getInt32(JOIN.spawned.serial, true),
@@ -167,6 +182,36 @@ function decodeJoin(bytes: Uint8Array, view: DataView): Join {
 function signalsOf(set: bigint): number[] {
   return Array.from({ length: 64 }, (_, i) => i + 1).filter((signal) => set >> BigInt(signal - 1) & 1n);
 }
+
+/**
+ * What asks a host who it is, for another build to take over from it.
+ *
+ * @param goes whether it is to be done now: the executable comes with it then
+ */
+export function upgradeRequest(build: bigint, goes: boolean): Uint8Array<ArrayBuffer> {
+  const bytes = new Uint8Array(UPGRADE_SIZE);
+  const view = new DataView(bytes.buffer);
+  view.setUint32(0, UPGRADE, true);
+  view.setUint32(JOIN.protocol, PROTOCOL, true);
+  view.setBigUint64(JOIN.build, build, true);
+  view.setUint32(UPGRADE_GOES, goes ? 1 : 0, true);
+  return bytes;
+}
+
+/** What a host says of itself, as JSON. */
+export const aboutHost = object({
+  pid: count,
+  /** A number that is too large for one of JSON's. */
+  build: text,
+  recordVersion: count,
+  containers: count,
+  /** How many have gone to a host of the other build, and have not. */
+  moved: count,
+  stayed: count,
+});
+
+/** See {@link aboutHost}. */
+export type AboutHost = Of<typeof aboutHost>;
 
 /** What is a number at most. */
 export type Simple = Exclude<keyof typeof FROM_HOST, "spawn" | "accept" | "open" | "move">;

@@ -150,6 +150,12 @@ export function encodeRecord(value: ShimRecord): string {
   return `containerd-shim ${RECORD_VERSION} ${body.length} ${checksum(body)}\n${body}\n`;
 }
 
+/** The version of a record; undefined when there is none to be seen. */
+export function versionOf(written: string): number | undefined {
+  const version = /^containerd-shim (\d+) /.exec(written)?.[1];
+  return version === undefined ? undefined : Number(version);
+}
+
 /**
  * Reads a record with suspicion.
  *

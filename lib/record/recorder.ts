@@ -4,7 +4,15 @@ import { messageOf } from "../errors.ts";
 import type { Logger } from "../log.ts";
 import type { Journal } from "../ttrpc/server.ts";
 import type { CallFile } from "./calls.ts";
-import { type AnswerRecord, decodeRecord, encodeRecord, RECORD_FILE, type ShimRecord } from "./record.ts";
+import {
+  type AnswerRecord,
+  decodeRecord,
+  encodeRecord,
+  RECORD_FILE,
+  RECORD_VERSION,
+  type ShimRecord,
+  versionOf,
+} from "./record.ts";
 
 /** Who can see what the file has in it. */
 const MODE = 0o600;
@@ -32,8 +40,16 @@ export class Recorder implements Journal {
     this.#path = `${options.folder}/${RECORD_FILE}`;
   }
 
+  #isOver = false;
+
+  /** Writes nothing down any more: it is another process's. */
+  stop(): void {
+    this.#isOver = true;
+  }
+
   /** Writes all of it down. Where that cannot be done, the shim works on, and says so once. */
   save(): void {
+    if (this.#isOver) return;
     const { log, describe } = this.#options;
     try {
       const next = `${this.#path}.new`;
@@ -82,12 +98,31 @@ export class Recorder implements Journal {
   }
 
   answered(id: number): void {
-    this.#options.calls.answered(id);
+    if (!this.#isOver) this.#options.calls.answered(id);
   }
 
   end(id: number): void {
     this.#answers.delete(id);
-    this.#options.calls.end(id);
+    if (!this.#isOver) this.#options.calls.end(id);
+  }
+}
+
+/** Whether this build can go on with what has been written down in a folder, as far as its version tells. */
+export function canRead(folder: string): boolean {
+  try {
+    return versionOf(Deno.readTextFileSync(`${folder}/${RECORD_FILE}`)) === RECORD_VERSION;
+  } catch (error) {
+    return error instanceof Deno.errors.NotFound;
+  }
+}
+
+/** Whether another process than this has written in a folder since this one has given it up; also when nothing is there. */
+export function hasBeenTakenOver(folder: string): boolean {
+  try {
+    const host = readRecord(folder)?.host;
+    return host !== 0 && host !== Deno.pid;
+  } catch {
+    return false;
   }
 }
 

@@ -151,7 +151,8 @@ static uint64_t block_signals(void) {
 #define ENTERED "CONTAINERD_SHIM_ENTERED="
 #define LIMIT "CONTAINERD_SHIM_NOFILE="
 #define TEXTS "CONTAINERD_SHIM_TEXTS="
-enum { VARIABLES = 3, VARIABLE_SIZE = sizeof ENTERED + 20 }; /* the longest of them; 2^64 has 20 digits */
+#define BUILD "CONTAINERD_SHIM_BUILD="
+enum { VARIABLES = 4, VARIABLE_SIZE = sizeof ENTERED + 20 }; /* the longest of them; 2^64 has 20 digits */
 
 static char *append(char *out, const char *text) {
   while (*text) *out++ = *text++;
@@ -253,7 +254,7 @@ struct join {
       int32_t more;
     } spawned; /* the last */
     uint32_t hosts; /* that it has had */
-    uint32_t padding;
+    uint32_t is_moved; /* to a build that is not its own */
   } past;
 };
 
@@ -387,7 +388,6 @@ struct started {
 /* What a holder knows, from one host to the next. */
 struct holder {
   uint64_t build; /* of its host */
-  int is_moved;   /* to a build that is not its own */
   int highest;    /* number of what it keeps, at most */
   int32_t exited; /* of whom the host has been told and who is not reaped yet; none is told of until it has once said DONE */
   struct past past;
@@ -413,7 +413,7 @@ static void start_host(const struct started *started, const struct holder *holde
     for (int fd = 0; fd <= 2; fd++) call(__NR_dup2, null, fd);
     call(__NR_chdir, "/");
     const char *const argv[] = {"containerd-shim-host", "host", path, NULL};
-    call(__NR_execve, holder->is_moved ? "/proc/self/fd/6" : "/proc/self/exe", argv, started->envp);
+    call(__NR_execve, holder->past.is_moved ? "/proc/self/fd/6" : "/proc/self/exe", argv, started->envp);
   }
   call(__NR_exit_group, 0);
 }
@@ -509,7 +509,7 @@ static long find_host(const struct started *started, const struct holder *holder
     }
     close_fd(lock);
     /* A holder has no other way: only one that is to move has. */
-    if (!is_first) timeout = holder->is_moved ? MOVE_TIMEOUT : UINT64_MAX / 4;
+    if (!is_first) timeout = holder->past.is_moved ? MOVE_TIMEOUT : UINT64_MAX / 4;
     if (now() - since > timeout) return -1;
     const long host = call(__NR_socket, AF_UNIX, SEQPACKET | NONBLOCK | O_CLOEXEC, 0);
     if (host < LISTENER) { /* without its standard descriptors this is nobody's shim */
@@ -521,7 +521,7 @@ static long find_host(const struct started *started, const struct holder *holder
       if (answer == ACCEPTED) return host;
       /* That it is closed is what tells the host that nobody is left to be accepted. */
       close_fd(host);
-      if (answer == 0 || (answer == REFUSED && (is_first || holder->is_moved))) return -1;
+      if (answer == 0 || (answer == REFUSED && (is_first || holder->past.is_moved))) return -1;
       if (answer == FULL || answer == REFUSED) slot++;
     } else {
       close_fd(host);
@@ -636,7 +636,7 @@ static void obey(struct holder *holder, size_t length, const char *const *enviro
   case MOVE:
     if (count) place(holder, rights.fds[--count], EXECUTABLE);
     holder->build = order->build;
-    holder->is_moved = 1;
+    holder->past.is_moved = 1;
     close_fd(HOST);
     break;
   case ACCEPT:
@@ -694,7 +694,7 @@ __attribute__((noreturn)) static void hold(long host, const struct started *star
     if (length != -EAGAIN) {
       close_fd(HOST);
       while ((host = find_host(started, holder, group)) < 0) {
-        holder->is_moved = 0;
+        holder->past.is_moved = 0;
         holder->build = header.build;
         rest(RETRY_DELAY);
       }
@@ -847,6 +847,7 @@ __attribute__((noreturn, used)) static void enter(const uintptr_t *stack) {
   describe(variables[0], ENTERED, entered);
   describe(variables[1], LIMIT, limit_of_open_files());
   describe(variables[2], TEXTS, (uintptr_t)&header + header.texts);
+  describe(variables[3], BUILD, header.build);
   uintptr_t *const frame = __builtin_alloca_with_align(words * sizeof *frame, 128); /* 16 bytes, as the ABI has it */
   Elf64_Phdr *const copies = (Elf64_Phdr *)(frame + words - phnum * PHDR_WORDS);
 
