@@ -23,6 +23,7 @@ export const O = {
   NOCTTY: 0o400,
   APPEND: 0o2000,
   NONBLOCK: 0o4000,
+  NOFOLLOW: 0o400000,
   CLOEXEC: 0o2000000,
 } as const;
 

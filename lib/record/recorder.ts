@@ -1,5 +1,6 @@
 /** Writes down what another process needs to go on with a shim, and reads it. */
 
+import { replaceFile } from "../../ffi/replace.ts";
 import { messageOf } from "../errors.ts";
 import type { Logger } from "../log.ts";
 import type { Journal } from "../ttrpc/server.ts";
@@ -16,6 +17,8 @@ import {
 
 /** Who can see what the file has in it. */
 const MODE = 0o600;
+/** What the name of the other file ends with: see {@link replaceFile}. */
+const SPARE = ".before";
 
 /** Options of {@link Recorder}. */
 export interface RecorderOptions {
@@ -52,11 +55,8 @@ export class Recorder implements Journal {
     if (this.#isOver) return;
     const { log, describe } = this.#options;
     try {
-      const next = `${this.#path}.new`;
-      Deno.writeTextFileSync(next, encodeRecord({ ...describe(), answers: [...this.#answers.values()] }), {
-        mode: MODE,
-      });
-      Deno.renameSync(next, this.#path);
+      const content = encodeRecord({ ...describe(), answers: [...this.#answers.values()] });
+      replaceFile(this.#path, `${this.#path}${SPARE}`, new TextEncoder().encode(content), MODE);
       this.#hasFailed = false;
     } catch (error) {
       if (this.#hasFailed) return;
@@ -67,10 +67,12 @@ export class Recorder implements Journal {
 
   /** Removes what has been written down: there is nothing to go on with. */
   remove(): void {
-    try {
-      Deno.removeSync(this.#path);
-    } catch {
-      // Nothing has been, or the whole folder has been removed.
+    for (const ending of ["", SPARE]) {
+      try {
+        Deno.removeSync(`${this.#path}${ending}`);
+      } catch {
+        // Nothing has been written, or the whole folder has been removed.
+      }
     }
   }
 

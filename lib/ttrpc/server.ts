@@ -363,8 +363,8 @@ class Connection implements FrameSink {
     if (this.#begun.size > 0) {
       const begun = this.#begun.get(stream);
       if (begun !== undefined && isEqual(begun, payload)) return;
-      // What may come once more comes first.
-      this.#begun.clear();
+      // What may come once more comes first, and clients count their streams upwards.
+      if (stream > Math.max(...this.#begun.keys())) this.#begun.clear();
     }
     if (this.#unanswered.has(stream)) {
       const message = `Cannot take a request on stream ${stream}: the one before it has not been answered`;

@@ -100,10 +100,12 @@ async function probe(
   return parse(stdout);
 }
 
-/** What a probe has said, less the two of our variables that are of this process alone. */
+/** What a probe has said, less those of our variables that are of this process alone. */
 function parse(said: string): Probe {
   const { env, ...rest } = JSON.parse(said);
-  const { CONTAINERD_SHIM_ENTERED: entered, CONTAINERD_SHIM_TEXTS: texts, ...others } = env;
+  const { CONTAINERD_SHIM_ENTERED: entered, CONTAINERD_SHIM_TEXTS: texts, CONTAINERD_SHIM_BUILD: build, ...others } =
+    env;
+  assertMatch(build ?? "", /^\d+$/);
   for (const each of [entered, texts]) assertMatch(each, /^[1-9]\d*$/);
   return { env: others, ...rest };
 }
