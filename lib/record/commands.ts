@@ -134,6 +134,8 @@ export class Commands {
       if (entry.pid > 0 && entry.status === undefined) {
         entry.exit = this.#runner.runOn(entry.pid, (exit) => entry.status = exit.status);
         entry.exit.catch(() => {});
+      } else if (entry.serial > 0 && entry.status === undefined) {
+        entry.error ??= new Error(`it is not known what has become of ${each.key}, which another process has started`);
       }
       this.#entries.add(entry);
     }
