@@ -259,14 +259,14 @@ export class Shim {
       isDoubtful ? "the shim's host has died, and what was done by then is not known" : undefined,
     );
     const changing = [...this.#server.inFlight].filter(({ method }) => method !== "Wait").map(({ ended }) => ended);
+    for (const signal of signals) this.onSignal(signal);
+    if (record?.isEnding) changing.push(this.#end());
     Promise.all(changing).then(() => {
       service.restored();
       this.#commands.disinherit();
       hold[Symbol.dispose]();
       keeper.closeRest();
     });
-    for (const signal of signals) this.onSignal(signal);
-    if (record?.isEnding) this.#end();
   }
 
   async #salvage(service: Loaded): Promise<void> {
