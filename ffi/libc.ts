@@ -91,6 +91,7 @@ export const Errno = {
   EPIPE: 32,
   ECONNABORTED: 103,
   ECONNRESET: 104,
+  ECONNREFUSED: 111,
 } as const;
 
 const c = libc({ __errno_location: [[], "pointer"] });

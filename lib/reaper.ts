@@ -86,7 +86,7 @@ export class Reaper {
   readonly #unclaimed = new Map<number, Exit>();
   readonly #options: ReaperOptions;
   #holds = 0;
-  #abandoned: Error | undefined;
+  #abandoned: { readonly reason: Error | undefined } | undefined;
 
   constructor(options: ReaperOptions) {
     this.#options = options;
@@ -231,7 +231,11 @@ export class Reaper {
   }
 
   async #start(options: StartOptions, watched: Watched, onStart?: (pid: number) => void): Promise<number> {
-    if (this.#abandoned !== undefined) throw this.#abandoned;
+    if (this.#abandoned !== undefined) {
+      const { reason } = this.#abandoned;
+      // What waits here is done by another process.
+      throw reason ?? await new Promise<never>(() => {});
+    }
     let started = 0;
     await this.#options.parent.spawn(options, (pid) => {
       this.#watched.set(started = pid, watched);
@@ -301,14 +305,15 @@ export class Reaper {
   }
 
   /**
-   * Knows of no child any more: their parent has ended. Whoever waits for one of {@link run} is told so, by an error, and
-   * whoever starts another.
+   * Knows of no child any more. Whoever waits for one of {@link run} is told so, and whoever starts another.
+   *
+   * @param reason why: their parent has ended; nobody is told anything, and waits for ever, when another process goes on
    */
-  abandon(error: Error): void {
-    this.#abandoned = error;
+  abandon(reason: Error | undefined): void {
+    this.#abandoned = { reason };
     for (const [pid, watched] of [...this.#watched]) {
       this.#forget(pid, watched);
-      watched.abandoned?.(error);
+      if (reason !== undefined) watched.abandoned?.(reason);
     }
   }
 }

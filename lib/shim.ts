@@ -56,6 +56,8 @@ export interface Identity {
   readonly parent: Parent;
   /** Where another process would find what it needs to go on; none does, unless given. */
   readonly keeper?: KeeperOfAnother;
+  /** Tells the build of the executable that this process is, where another build may go on. */
+  readonly build?: bigint;
 }
 
 /** A {@link Keeper} that another process's descriptors may have been brought from. */
@@ -178,6 +180,7 @@ export class Shim {
     return {
       crashes: this.#crashes,
       host: this.#isLeaving ? 0 : Deno.pid,
+      build: `${this.#identity.build ?? 0n}`,
       serial: this.#identity.keeper!.serial,
       isEnding: this.#ending,
       container: this.#service.record,
@@ -199,6 +202,8 @@ export class Shim {
    * @param last called when nothing more is to be told to the container's process
    */
   async leave(last: () => void): Promise<void> {
+    this.#isDraining = true;
+    this.#closeListener();
     await within(
       this.#place.timer,
       LEAVE_TIMEOUT_MS,
@@ -208,8 +213,13 @@ export class Shim {
     this.save();
     this.#recorder?.stop();
     last();
-    this.abandon();
+    this.#giveUp(undefined);
   }
+
+  /** Whether connections that come now are for another process. */
+  #isDraining = false;
+  /** Those that have come nevertheless. */
+  readonly #late: Shelf[] = [];
 
   #openCalls() {
     const fd = this.#shelf.find(Role.CALLS);
@@ -376,13 +386,19 @@ export class Shim {
    * and is containerd's to clean up.
    */
   abandon(): void {
+    this.#giveUp(new Error("the container's shim has ended"));
+  }
+
+  /** @param reason why whoever waits for something fails; he waits for ever, where another process goes on, unless given */
+  #giveUp(reason: Error | undefined): void {
     if (this.#abandoned) return;
     this.#abandoned = true;
     this.#recorder?.stop();
     this.#closeListener();
-    this.reaper.abandon(new Error("the container's shim has ended"));
+    this.reaper.abandon(reason);
     this.#events.stop();
-    this.#service.abandon();
+    this.#service.abandon(reason === undefined);
+    for (const shelf of this.#late) shelf.release();
     this.#server.abort();
     this.#closeLogs();
   }
@@ -401,6 +417,7 @@ export class Shim {
       return;
     }
     if (fd === undefined || this.#abandoned) return shelf.release();
+    if (this.#isDraining) return void this.#late.push(shelf);
     listener.retry();
     this.#accepted(fd, shelf);
   }

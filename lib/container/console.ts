@@ -194,16 +194,24 @@ export class ConsoleStdio implements ProcessStreams {
     return { stdin: this.#stdin?.bytes ?? 0, stdout: this.#stdout?.bytes ?? 0 };
   }
 
+  handOver(): void {
+    this.#closeHere();
+  }
+
   async close(): Promise<void> {
     if (this.#closed) return;
-    this.#closed = true;
     this.#closeSocket();
+    this.#closeHere();
+    await this.#logger?.stop();
+  }
+
+  #closeHere(): void {
+    this.#closed = true;
     this.#stdin?.close();
     this.#stdout?.close();
     this.#output = this.#master = this.#stdinWriter = undefined;
     // With the last of our masters: what still has the terminal is hung up on.
     this.#options.shelf.release();
-    await this.#logger?.stop();
   }
 
   #closeSocket(): void {

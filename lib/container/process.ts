@@ -153,8 +153,13 @@ export abstract class Process {
     this.streams?.closeStdin();
   }
 
-  /** Closes its streams where they are; it is not watched any more. */
-  abandon(): void {
+  /**
+   * Closes its streams where they are; it is not watched any more.
+   *
+   * @param isHandedOver whether another process goes on with it
+   */
+  abandon(isHandedOver: boolean): void {
+    if (isHandedOver) this.streams?.handOver();
     // What its loggers do is theirs: nobody waits.
     this.streams?.close().catch(() => {});
   }

@@ -155,15 +155,23 @@ export class PipeStdio implements ProcessStreams {
     this.#stdinWriter = undefined;
   }
 
+  handOver(): void {
+    this.#closeHere();
+  }
+
   async close(): Promise<void> {
     if (this.#closed) return;
+    this.#closeHere();
+    await Promise.all([...this.#loggers.values()].map((logger) => logger.stop()));
+  }
+
+  #closeHere(): void {
     this.#closed = true;
     this.closeChildEnds();
     for (const stream of this.#streams.values()) stream.close();
     this.#stdinPipe = this.#stdinWriter = undefined;
     this.#waiting.length = 0;
     this.#options.shelf.release();
-    await Promise.all([...this.#loggers.values()].map((logger) => logger.stop()));
   }
 
   #openStdin(path: string): void {

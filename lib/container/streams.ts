@@ -60,6 +60,8 @@ export interface ProcessStreams {
   resize(columns: number, rows: number): void;
   /** Bytes moved so far, by stream. */
   readonly moved: Readonly<Record<string, number>>;
+  /** Closes what is open here: another process goes on with it. */
+  handOver(): void;
   /** Closes what is still open, and ends what has been started for it; settled when that has ended. */
   close(): Promise<void>;
 }

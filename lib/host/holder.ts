@@ -75,6 +75,8 @@ export class Holder implements Parent {
   /** Whether it has been told that it may become a holder: the first thing that it is told. */
   #isAccepted = false;
   #isMute = false;
+  /** Whether what has been asked for is for another process: nobody here is to hear of it. */
+  #isAnothers = false;
 
   /**
    * @param socket its connection, nonblocking; this object's from then on
@@ -165,7 +167,7 @@ export class Holder implements Parent {
 
   /** Tells it nothing any more, nor asks it for anything, until {@link move}: it is about to be another's. */
   mute(): void {
-    this.#isMute = true;
+    this.#isMute = this.#isAnothers = true;
   }
 
   /** Says something to whom is no holder. */
@@ -198,6 +200,7 @@ export class Holder implements Parent {
     this.#options.poller.remove(this.#socket);
     fds.close(this.#socket);
     for (const { descriptors } of this.#outgoing.splice(0)) descriptors.forEach(fds.close);
+    if (this.#isAnothers) return;
     for (const { program, reject } of this.#asked.splice(0)) reject(gone(program));
     for (const { what, reject } of this.#wanted.values()) reject(gone(what));
     this.#wanted.clear();

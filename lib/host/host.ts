@@ -153,7 +153,7 @@ class Host {
       const { cwd, entered } = join;
       const kept = new KeptByHolder(holder);
       const temporary = join.variable("TMPDIR");
-      const identity = { options, pid, cwd, entered, temporary, parent: holder, keeper: kept };
+      const identity = { options, pid, cwd, entered, temporary, parent: holder, keeper: kept, build: join.build };
       member = { holder, kept, join, identity, listener, shim: undefined, isReady: false, signals: [] };
       if (join.hosts === 0) this.#start(member);
     } catch {
@@ -183,7 +183,7 @@ class Host {
       await Promise.all(members.map((member) => this.#move(member, build, executable)));
       // Those that find no host there come back.
       const isBack = (member: Member) => [...this.#members].some((each) => each !== member && isSame(each, member));
-      const hasMoved = (member: Member) => !isBack(member) && hasBeenTakenOver(member.identity.cwd);
+      const hasMoved = (member: Member) => !isBack(member) && hasBeenTakenOver(member.identity.cwd, build);
       for (let ms = 0; ms < BACK_MS; ms += LOOK_MS) {
         if (members.every((each) => hasMoved(each) || isBack(each))) break;
         await sleep(this.#place.timer, LOOK_MS);

@@ -8,6 +8,7 @@
 
 import * as fds from "../../ffi/fd.ts";
 import { receiveMessage, sendMessage } from "../../ffi/fd_passing.ts";
+import { Errno, SystemError } from "../../ffi/libc.ts";
 import { Event, Poller } from "../../ffi/poll.ts";
 import { after } from "../../ffi/timer.ts";
 import { connectToPackets } from "../../ffi/socket.ts";
@@ -84,6 +85,8 @@ export async function run(args: readonly string[], say: (text: string) => void):
         say(`${name} has handed over ${moved}${stayed > 0 ? `, and ${stayed} have come back or stayed` : ""}\n`);
       }
     } catch (error) {
+      // It has died, and its socket is left.
+      if (error instanceof SystemError && error.errno === Errno.ECONNREFUSED) continue;
       isAll = false;
       say(`the host at ${path}: ${messageOf(error)}\n`);
     }

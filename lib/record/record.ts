@@ -117,8 +117,10 @@ const event = object({
 const record = object({
   /** How often a host of this container has died, and when and how the last one has. */
   crashes: object({ count, at: time, reason: text }),
-  /** The host that has written this. */
+  /** The host that has written this; 0 when it has given the container up. */
   host: count,
+  /** Its build, a number that is too large for one of JSON's. */
+  build: text,
   /** The number of the last start of a child. */
   serial: count,
   /** Whether the shim has been told to end. */

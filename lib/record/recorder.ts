@@ -118,11 +118,11 @@ export function canRead(folder: string): boolean {
   }
 }
 
-/** Whether another process than this has written in a folder since this one has given it up; also when nothing is there. */
-export function hasBeenTakenOver(folder: string): boolean {
+/** Whether a host of a build has taken over what is written down in a folder; also when nothing is there any more. */
+export function hasBeenTakenOver(folder: string, build: bigint): boolean {
   try {
-    const host = readRecord(folder)?.host;
-    return host !== 0 && host !== Deno.pid;
+    const record = readRecord(folder);
+    return record === undefined || record.host !== 0 && record.build === `${build}`;
   } catch {
     return false;
   }

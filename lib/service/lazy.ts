@@ -28,8 +28,12 @@ export interface Loaded {
   salvage(): Promise<void>;
   /** To be called when all calls have been gone on with that another process had begun. */
   restored(): void;
-  /** Closes what is open for the container, which goes on by itself. */
-  abandon(): void;
+  /**
+   * Closes what is open for the container, which goes on by itself.
+   *
+   * @param isHandedOver whether another process goes on with it
+   */
+  abandon(isHandedOver: boolean): void;
   /**
    * Ends the container, whatever it is doing, and removes it.
    *
@@ -78,9 +82,9 @@ export class LazyService {
     await (await this.#loading)?.end();
   }
 
-  /** Closes what is open for the container, which goes on by itself. */
-  abandon(): void {
-    this.#loaded?.abandon();
+  /** See {@link Loaded.abandon}. */
+  abandon(isHandedOver: boolean): void {
+    this.#loaded?.abandon(isHandedOver);
   }
 
   #handler(method: string): Handler | undefined {

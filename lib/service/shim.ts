@@ -133,8 +133,9 @@ export class ShimService implements Loaded {
     }).finally(() => this.#context.save());
   }
 
-  abandon(): void {
-    for (const process of this.processes) process.abandon();
+  abandon(isHandedOver: boolean): void {
+    const container = this.#container ?? this.#unmade;
+    for (const process of container?.processes ?? []) process.abandon(isHandedOver);
   }
 
   async end(): Promise<void> {

@@ -290,7 +290,8 @@ enum {
   LISTENER = 3, /* the descriptor that containerd passes */
   HOST,         /* in a holder: the connection to its host, */
   SIGNALS,      /* the signalfd, */
-  EXECUTABLE,   /* that of the host which it is to move to, */
+  EXECUTABLE,   /* that of its host's build, if it has moved, */
+  LAST_EXECUTABLE, /* that of the build before, */
   KEPT = 8,     /* and the first of those that it keeps */
   DEFAULT_GROUP = 32,
   HOSTS = 100,  /* of one kind, at most: named by numbers below that */
@@ -388,6 +389,8 @@ struct started {
 /* What a holder knows, from one host to the next. */
 struct holder {
   uint64_t build; /* of its host */
+  uint64_t last_build; /* the one to go back to, */
+  uint32_t was_moved;  /* and whether that was another than its own */
   int highest;    /* number of what it keeps, at most */
   int32_t exited; /* of whom the host has been told and who is not reaped yet; none is told of until it has once said DONE */
   struct past past;
@@ -634,7 +637,15 @@ static void obey(struct holder *holder, size_t length, const char *const *enviro
     if (count) place(holder, rights.fds[--count], value);
     break;
   case MOVE:
-    if (count) place(holder, rights.fds[--count], EXECUTABLE);
+    if (!count) break;
+    /* Out of the way of what takes its number, it may be. */
+    held = call(__NR_fcntl, rights.fds[0], F_DUPFD_CLOEXEC, KEPT);
+    call(__NR_dup3, EXECUTABLE, LAST_EXECUTABLE, O_CLOEXEC);
+    if (rights.fds[0] != LAST_EXECUTABLE) close_fd(rights.fds[0]);
+    count = 0;
+    place(holder, held, EXECUTABLE);
+    holder->last_build = holder->build;
+    holder->was_moved = holder->past.is_moved;
     holder->build = order->build;
     holder->past.is_moved = 1;
     close_fd(HOST);
@@ -660,6 +671,8 @@ static void obey(struct holder *holder, size_t length, const char *const *enviro
 /* Has a host, which is connected, take over: hands it all that is kept. */
 static void join_host(struct holder *holder, long host) {
   if (host != HOST) place(holder, host, HOST);
+  /* What it has been started with besides is nobody's. */
+  if (!holder->past.hosts) call(__NR_close_range, HOST + 1, UINT32_MAX, 0);
   call(__NR_fcntl, HOST, F_SETFL, 0);
   for (int fd = KEPT; fd <= holder->highest; fd++) {
     const struct told told = {HELD, fd, 0, 0};
@@ -694,8 +707,11 @@ __attribute__((noreturn)) static void hold(long host, const struct started *star
     if (length != -EAGAIN) {
       close_fd(HOST);
       while ((host = find_host(started, holder, group)) < 0) {
-        holder->past.is_moved = 0;
-        holder->build = header.build;
+        call(__NR_dup3, LAST_EXECUTABLE, EXECUTABLE, O_CLOEXEC);
+        holder->past.is_moved = holder->was_moved;
+        holder->build = holder->last_build;
+        holder->was_moved = 0;
+        holder->last_build = header.build;
         rest(RETRY_DELAY);
       }
       join_host(holder, host);
@@ -831,7 +847,7 @@ __attribute__((noreturn, used)) static void enter(const uintptr_t *stack) {
   const struct started started = {(const char *const *)argv, (const char *const *)envp, argc, envc, entered};
   if (may_be_hosted(&started)) {
     const uint32_t group = group_size(&started);
-    struct holder holder = {.build = header.build};
+    struct holder holder = {.build = header.build, .last_build = header.build};
     const long host = group > 1 ? find_host(&started, &holder, group) : -1;
     uintptr_t image = (uintptr_t)&header;
     for (size_t i = 0; i < phnum; i++) {
