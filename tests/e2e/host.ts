@@ -33,6 +33,9 @@ export function group(size: number | string): string[] {
   return ["env", `${GROUP_VARIABLE}=${size}`];
 }
 
+/** The most private memory that a holder may write to, in KiB. */
+export const HOLDER_KIB = 32;
+
 /** What turns hosts off. */
 export const ALONE = group(1);
 
@@ -240,6 +243,14 @@ export function field(pid: number, file: string, name: string): number {
 /** Waits until a process has ended. */
 export async function untilEnded(pid: number): Promise<void> {
   await until(`process ${pid} has ended`, () => !isAlive(pid));
+}
+
+/** Kills a machine's only host, and waits until it is gone. */
+export async function killHost(machine: Machine): Promise<Host> {
+  const host = machine.host();
+  Deno.kill(host.pid, "SIGKILL");
+  await untilEnded(host.pid);
+  return host;
 }
 
 /** Runs `test` with several shims of its own, which are started one after the other. */

@@ -15,7 +15,9 @@ import {
   endContainer,
   field,
   group,
+  HOLDER_KIB,
   HOSTS,
+  killHost,
   type Machine,
   onlyHosted,
   openFiles,
@@ -35,8 +37,6 @@ const GROUP = 32;
 const LINGER_MS = 30_000;
 /** How long it may take besides to notice, and to end, in ms. */
 const ENDING_MS = 15_000;
-/** The most private memory that a holder may write to, in KiB. */
-const HOLDER_KIB = 32;
 /** In /proc/net/unix, the type of a socket that keeps messages apart, and the flag of one that listens. */
 const SEQPACKET = "0005";
 const LISTENS = "00010000";
@@ -286,44 +286,92 @@ onlyHosted(
     ),
 );
 
+/** What containerd's log has of a shim that has ended, or that it takes for dead. */
+const SHIM_GONE = /shim reaped|cleaning up after|failed to clean up|shim disconnected|cleanup warnings|dead shim/;
+
+/** How often a test kills the host. */
+const KILLS = 3;
+
 onlyHosted(
-  "a host's death is that of its containers' shims; containerd cleans up, and the next has a new host",
+  "a host's death is nobody else's: its containers have another, in the same holders, and containerd notices nothing",
   () =>
     withMachine((machine) =>
       withContainerd(async (containerd) => {
-        const ids = await runMany(containerd, 3);
+        const counting = containerd.newId();
+        const file = `${containerd.folder}/counted`;
+        await containerd.runDetached(counting, COUNTING, { io: ["--log-uri", `file://${file}`] });
+        const ids = [counting, ...await runMany(containerd, 2)];
         const holders = ids.map((id) => containerd.shimOf(id));
-        const inits = await Promise.all(ids.map((id) => containerd.running(id)));
-        const host = machine.host();
+        const tasks = () => Promise.all(ids.map((id) => containerd.task(id)));
+        const before = await tasks();
+        const first = machine.host();
+        for (let kill = 1; kill <= KILLS; kill++) {
+          const dead = await killHost(machine);
+          assertEquals(await tasks(), before);
+          for (const id of ids) await assertAnswers(containerd, id);
+          await assertCounts(file);
+          assertEquals(ids.map((id) => containerd.shimOf(id)), holders);
+          const host = machine.host();
+          assertNotEquals(host.pid, dead.pid);
+          assertEquals(host, { ...first, pid: host.pid, size: 3 });
+        }
 
-        Deno.kill(host.pid, "SIGKILL");
-        for (const pid of [...holders, ...inits]) await untilEnded(pid);
-        await untilCleanedUp(containerd, ids);
-        for (const id of ids) await containerd.must("container", "delete", id);
-
-        for (const id of ids) await containerd.runDetached(id, ["/bin/sleep", "1000"]);
-        assertNotEquals(machine.host().pid, host.pid);
-        assertEquals(machine.host(), { ...machine.host(), path: host.path, size: 3 });
-        for (const id of ids) await assertAnswers(containerd, id);
-        await endMany(containerd, ids);
+        // The next container is there too.
+        ids.push(...await runMany(containerd, 1));
+        assertEquals(machine.sizes(), [4]);
+        await assertAnswers(containerd, ids.at(-1)!);
+        assertEquals(containerd.log().split("\n").filter((line) => SHIM_GONE.test(line)), []);
+        await containerd.must("task", "kill", "--signal", "9", counting);
+        await until("it has stopped", async () => (await containerd.task(counting))?.status === "STOPPED");
+        await containerd.must("task", "delete", counting);
+        await containerd.must("container", "delete", counting);
+        await endMany(containerd, ids.slice(1));
+        await until("the host has no containers", () => machine.host().size === 0);
       }, { prefix: machine.prefix })
     ),
 );
 
 onlyHosted(
-  "a holder whose host is killed ends with status 1, and its container lives on",
+  "a holder whose host is killed has another, on the same connection, and its container lives on",
   () =>
     withMachine((machine) =>
-      withShim({ prefix: machine.prefix, endsItself: true }, async (shim) => {
+      withShim({ prefix: machine.prefix }, async (shim) => {
         const init = await shim.run();
+        const ended = shim.wait();
+        const before = await shim.state();
+        for (let kill = 1; kill <= KILLS; kill++) {
+          await killHost(machine);
+          assertEquals(await shim.state(), before);
+          assertEquals(await shim.shimPid(), shim.pid);
+          assertHolder(shim.pid);
+          assert(isAlive(init), "its container has ended");
+          assertEquals(processOf(init)?.ppid, shim.pid);
+          await assertExecs(shim, `e${kill}`);
+        }
+        await shim.kill(9);
+        assertEquals((await ended).status, 137);
+        assertEquals((await shim.delete()).pid, init);
+      })
+    ),
+);
+
+onlyHosted(
+  "a holder that ends while there is no host, takes nothing with it but its container's shim",
+  () =>
+    withMachine((machine) =>
+      withShims([{ prefix: machine.prefix }, { prefix: machine.prefix, endsItself: true }], async ([other, shim]) => {
+        for (const each of [other!, shim!]) await each.run();
         const host = machine.host();
+        // The one that is stopped finds no other.
+        shim!.signal("SIGSTOP");
+        await until("it has stopped", () => processOf(shim!.pid)?.state === "T");
         Deno.kill(host.pid, "SIGKILL");
-        assertEquals(await shim.status, 1);
-        assert(isAlive(init), "its container has ended");
-        // As containerd does.
-        await must(["runc", "--root", `${RUNC_ROOT}/${shim.namespace}`, "delete", "--force", shim.id]);
-        // A host that is killed leaves them to the next.
-        for (const ending of ["", ".lock"]) await Deno.remove(machine.fileOf(host, ending));
+        await until("the other has another host", () => machine.hosts().some(({ pid }) => pid !== host.pid));
+        shim!.signal("SIGKILL");
+        await untilEnded(shim!.pid);
+        await assertExecs(other!, "e");
+        assertEquals(machine.sizes(), [1]);
+        await must(["runc", "--root", `${RUNC_ROOT}/${shim!.namespace}`, "delete", "--force", shim!.id]);
       })
     ),
 );

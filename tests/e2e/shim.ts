@@ -61,6 +61,8 @@ export interface ShimOptions extends SpecOptions {
   readonly prefix?: readonly string[];
   /** Whether the test ends the shim itself. */
   readonly endsItself?: boolean;
+  /** Whether the bundle's folder has the name of the container, as it has where containerd makes it. */
+  readonly isNamed?: boolean;
 }
 
 /**
@@ -148,7 +150,7 @@ export class Shim {
   constructor(options: ShimOptions = {}) {
     this.#options = options;
     ({ folder: this.folder, namespace: this.namespace } = newPlace());
-    this.bundle = `${this.folder}/bundle`;
+    this.bundle = `${this.folder}/${options.isNamed ? this.id : "bundle"}`;
     this.workdir = `${this.folder}/work`;
     this.rootfs = `${this.folder}/rootfs`;
     this.events = new EventSink(this.folder, options.events ?? (IS_OURS ? "ttrpc" : "command"));

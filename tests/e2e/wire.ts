@@ -29,9 +29,9 @@ export function encodeFrame({ stream, type, payload }: Frame): Uint8Array<ArrayB
 
 /** A connection that sends and receives frames, whatever is in them. */
 export class RawConnection implements Disposable {
-  readonly #conn: Deno.Conn;
+  readonly #conn: Deno.UnixConn;
 
-  private constructor(conn: Deno.Conn) {
+  private constructor(conn: Deno.UnixConn) {
     this.#conn = conn;
   }
 
@@ -40,7 +40,11 @@ export class RawConnection implements Disposable {
   }
 
   async send(frame: Frame): Promise<void> {
-    const bytes = encodeFrame(frame);
+    await this.write(encodeFrame(frame));
+  }
+
+  /** Sends bytes, which may be any part of frames. */
+  async write(bytes: Uint8Array): Promise<void> {
     for (let at = 0; at < bytes.length;) at += await within("room for a frame", this.#conn.write(bytes.subarray(at)));
   }
 
@@ -57,12 +61,23 @@ export class RawConnection implements Disposable {
     return this.send({ stream, type, payload: request });
   }
 
+  /** Sends nothing more, and goes on receiving. */
+  async endSending(): Promise<void> {
+    await this.#conn.closeWrite();
+  }
+
   /** The next response, and the stream that it is on. */
   async response(): Promise<{ readonly stream: number; readonly response: ttrpc.Response }> {
     const header = new DataView((await this.#read(HEADER_SIZE)).buffer);
     const payload = await this.#read(header.getUint32(0));
     if (header.getUint8(8) !== RESPONSE) throw new Error(`a frame of type ${header.getUint8(8)} was sent`);
     return { stream: header.getUint32(4), response: ttrpc.Response.decode(payload) };
+  }
+
+  /** Waits for the end, and fails when something else comes. */
+  async end(): Promise<void> {
+    const count = await within("the end of the connection", this.#conn.read(new Uint8Array(1)));
+    if (count !== null) throw new Error("more has been sent");
   }
 
   async #read(length: number): Promise<Uint8Array<ArrayBuffer>> {
