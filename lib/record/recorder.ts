@@ -41,6 +41,8 @@ export class Recorder implements Journal {
   constructor(options: RecorderOptions) {
     this.#options = options;
     this.#path = `${options.folder}/${RECORD_FILE}`;
+    // It has been removed, and the container with it.
+    this.#isOver = options.folder === "";
   }
 
   #isOver = false;
@@ -61,6 +63,8 @@ export class Recorder implements Journal {
     } catch (error) {
       if (this.#hasFailed) return;
       this.#hasFailed = true;
+      // What was true before is not to be believed.
+      this.remove();
       log.error("another process could not go on with this shim: its state cannot be written down", { error });
     }
   }
@@ -135,6 +139,7 @@ export function hasBeenTakenOver(folder: string, build: bigint): boolean {
  * @throws {Error} when it cannot be believed
  */
 export function readRecord(folder: string): ShimRecord | undefined {
+  if (folder === "") return undefined;
   let text: string;
   try {
     text = Deno.readTextFileSync(`${folder}/${RECORD_FILE}`);

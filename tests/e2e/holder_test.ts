@@ -210,10 +210,11 @@ onlyHosted("a holder keeps a descriptor by the number that it is told, and drops
   const script = `take;
     open my $file, '<', "$folder/given" or die $!;
     open my $other, '<', "$folder/other" or die $!;
-    my $before = opened;
     # Messages are taken in their order: when one is answered, those before it have been.
     my $serial = 0;
     my $now = sub { my $read = shell ++$serial, ""; told };
+    $now->();
+    my $before = opened;
     give order($KEEP, 20), $file;
     give order($KEEP, 9), $other;
     $now->();
@@ -440,6 +441,9 @@ onlyHosted("a holder opens a file when it is told to, keeps it, and gives it", a
 onlyHosted("a holder that cannot keep a descriptor says why", async () => {
   const script = `take;
     my ($limit) = slurp("/proc/$shim/limits") =~ /^Max open files\\s+(\\d+)/m;
+    # When this is answered, it has opened all that it has for itself.
+    say_to order($OPEN, 9, 0, O_RDONLY, -1) . "$folder/none\\0";
+    told;
     my $before = opened;
     say_to order($OPEN, $limit, 0, O_RDONLY, -1) . "$folder/given\\0";
     my ($kind, $which, $error, $more) = told;
