@@ -173,7 +173,7 @@ export class Shim {
 
   /** Writes down what another process needs to go on, where one may. */
   save(): void {
-    this.#recorder?.save();
+    if (!this.#isSalvaging) this.#recorder?.save();
   }
 
   #describe(): Omit<ShimRecord, "answers"> {
@@ -237,8 +237,10 @@ export class Shim {
   /**
    * Goes on where another process has stopped, with what it has written down and what has been kept of it. Settled when
    * whatever it has been told of can be dealt with.
+   *
+   * @param listen called when exits can be
    */
-  async takeOver({ spawned, signals }: Past): Promise<void> {
+  async takeOver({ spawned, signals }: Past, listen: () => void): Promise<void> {
     const { cwd } = this.#identity;
     const keeper = this.#identity.keeper!;
     let record: ShimRecord | undefined;
@@ -264,13 +266,18 @@ export class Shim {
       }
     }
     isDoubtful ||= record === undefined && exists(`${cwd}/init.pid`);
-    if (isDoubtful) await this.#salvage(service);
+    if (isDoubtful) {
+      // The runtime is asked, which ends.
+      listen();
+      await this.#salvage(service);
+    }
     this.#goOn(
       isDoubtful ? "the shim's host has died, and what was done by then is not known" : undefined,
     );
     const changing = [...this.#server.inFlight].filter(({ method }) => method !== "Wait").map(({ ended }) => ended);
     for (const signal of signals) this.onSignal(signal);
     if (record?.isEnding) changing.push(this.#end());
+    if (!isDoubtful) listen();
     Promise.all(changing).then(() => {
       service.restored();
       this.#commands.disinherit();
@@ -279,7 +286,11 @@ export class Shim {
     });
   }
 
+  /** Whether it is being found out what the container is: nothing is to be written down before. */
+  #isSalvaging = false;
+
   async #salvage(service: Loaded): Promise<void> {
+    this.#isSalvaging = true;
     try {
       await service.salvage();
       this.log.warn(
@@ -287,6 +298,8 @@ export class Shim {
       );
     } catch (error) {
       this.log.error("nothing is known of the container", { error });
+    } finally {
+      this.#isSalvaging = false;
     }
   }
 

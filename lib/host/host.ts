@@ -259,13 +259,14 @@ class Host {
     if (listener === undefined) return;
     member.listener = undefined;
     try {
+      const listen = () => holder.tell("done", 0);
       if (member.shim === undefined) {
-        await this.#start(member).takeOver(join);
+        await this.#start(member).takeOver(join, listen);
       } else {
         member.shim.keepHost();
+        listen();
       }
       member.shim!.serve(listener);
-      holder.tell("done", 0);
       member.isReady = true;
       this.#tellSignals(member);
     } catch (error) {
