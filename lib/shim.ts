@@ -64,8 +64,6 @@ export interface Identity {
 export interface KeeperOfAnother extends Keeper {
   /** Places that something has been brought for which nobody has asked for yet. */
   readonly slotsBrought: readonly number[];
-  /** What has been brought for a place and a role, if nobody has asked for it yet. */
-  brought(slot: number, role: number): number | undefined;
   /** Closes what has been brought and nobody has asked for; gives their numbers. */
   closeRest(): readonly number[];
   /** The number of the last start of a child. */

@@ -3,6 +3,9 @@
 import { messageOf } from "../errors.ts";
 import type { Logger } from "../log.ts";
 
+/** The pid file of the container's init process, in the bundle. */
+export const PID_FILE = "init.pid";
+
 /**
  * The pid that the runtime has written into a file.
  *

@@ -12,7 +12,7 @@ import {
   RuntimeError,
 } from "../runtime/runc.ts";
 import { Code, StatusError } from "../ttrpc/status.ts";
-import { ownsPidNamespace, readPidFile } from "./bundle.ts";
+import { ownsPidNamespace, PID_FILE, readPidFile } from "./bundle.ts";
 import type { Context } from "./context.ts";
 import { withCriu } from "./criu.ts";
 import { INIT_SLOT } from "../record/keeper.ts";
@@ -43,9 +43,6 @@ export interface InitConfig {
   /** The checkpoint that it is restored from, if it is. */
   readonly checkpoint?: CriuOptions | undefined;
 }
-
-/** The pid file of init, in the bundle. */
-const PID_FILE = "init.pid";
 
 /**
  * How long after its creation a container's input waits for Start before it is opened, in ms.

@@ -42,6 +42,8 @@ export const INIT_SLOT = 1;
 export interface Keeper {
   /** A place for the descriptors of one thing: the one of this number, or one that is free. */
   place(slot?: number): Shelf;
+  /** What has been brought from another process for a place and a role, if nobody has asked for it yet. */
+  brought(slot: number, role: number): number | undefined;
 }
 
 /** The descriptors of one thing, by their roles. They are to be closed by {@link close} or {@link release}. */
@@ -73,7 +75,7 @@ export interface Shelf {
 }
 
 /** Where nobody outlives this process. */
-export const unkept: Keeper = { place: () => new OwnShelf() };
+export const unkept: Keeper = { place: () => new OwnShelf(), brought: () => undefined };
 
 class OwnShelf implements Shelf {
   readonly slot = 0;

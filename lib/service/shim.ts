@@ -5,13 +5,13 @@ import { timestamp } from "../api/time.ts";
 import { within } from "../async.ts";
 import { Signal } from "../../ffi/signals.ts";
 import { Container } from "../container/container.ts";
-import { ownsPidNamespace } from "../container/bundle.ts";
+import { ownsPidNamespace, PID_FILE, readPidFile } from "../container/bundle.ts";
 import type { Context } from "../container/context.ts";
 import type { Process, ProcessExit } from "../container/process.ts";
 import type { State } from "../container/state.ts";
 import { messageOf } from "../errors.ts";
 import type { EventQueue } from "../events/queue.ts";
-import { INIT_SLOT } from "../record/keeper.ts";
+import { INIT_SLOT, Role } from "../record/keeper.ts";
 import type { AnswerRecord, ContainerRecord } from "../record/record.ts";
 import { Runc } from "../runtime/runc.ts";
 import type { Call, Handler } from "../ttrpc/server.ts";
@@ -102,10 +102,12 @@ export class ShimService implements Loaded {
     const { cwd, namespace, workdir } = this.#config;
     const id = cwd.slice(cwd.lastIndexOf("/") + 1);
     const runc = this.#runc("runc");
-    const { status, pid } = await runc.state(id);
+    const { status } = await runc.state(id);
     const state = status === "created" || status === "running" || status === "paused" ? status : "stopped";
-    if (typeof pid !== "number") throw new Error(`the OCI runtime does not tell the pid of container ${id}`);
-    const stdio = { stdin: "", stdout: "", stderr: "", terminal: false };
+    // The runtime does not tell it of one that has ended.
+    const pid = readPidFile(`${cwd}/${PID_FILE}`);
+    const terminal = this.#context.keeper.brought(INIT_SLOT, Role.TERMINAL) !== undefined;
+    const stdio = { stdin: "", stdout: "", stderr: "", terminal };
     this.restore({
       runtime: runc.program,
       isCreated: true,
