@@ -326,7 +326,7 @@ export class Shim {
       if (fd === undefined || !statDescriptor(fd).isSocket || isListening(fd)) continue;
       connected.add(slot);
       const own = begun.filter(({ connection }) => connection === slot);
-      const part = parts.find(({ connection }) => connection === slot)?.bytes;
+      const part = parts.find(({ connection }) => connection === slot);
       this.#serve(fd, keeper.place(slot), part, own);
     }
     for (const each of begun) {
@@ -452,7 +452,7 @@ export class Shim {
     this.#events.retry();
   }
 
-  #serve(fd: number, shelf: Shelf, part?: Uint8Array, begun: readonly BegunCall[] = []): void {
+  #serve(fd: number, shelf: Shelf, part?: Part, begun: readonly BegunCall[] = []): void {
     const calls = this.#calls?.file;
     const { poller } = this.#place;
     const connection = new Connection(poller, fd, { peeks: calls !== undefined, close: () => shelf.release() });

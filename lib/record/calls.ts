@@ -39,6 +39,8 @@ export interface CallRecord {
 export interface Part {
   readonly connection: number;
   readonly bytes: Uint8Array<ArrayBuffer>;
+  /** How much has been passed over of what comes behind it. */
+  readonly passed: number;
 }
 
 interface Entry {
@@ -99,7 +101,7 @@ export class CallFile {
       file.#lastId = Math.max(file.#lastId, id);
       if (kind === Kind.PART && isWhole) {
         file.#parts.set(connection, { ...entry, length: payload.length });
-        parts.push({ connection, bytes: payload });
+        parts.push({ connection, bytes: payload, passed: get(FIELD.tries) });
       } else if ((kind === Kind.CALL || kind === Kind.ANSWERED) && isWhole && checksum(payload) === get(FIELD.sum)) {
         file.#calls.set(id, entry);
         calls.push({
@@ -183,6 +185,12 @@ export class CallFile {
     fds.writeAt(this.fd, new Uint8Array(bytes), part.at + HEADER_SIZE + part.length);
     part.length += bytes.length;
     this.#set(part, FIELD.length, part.length);
+  }
+
+  /** Notes that of a frame, whose header is this, so much has been passed over of its payload. */
+  passOver(connection: number, header: Uint8Array, passed: number): void {
+    if (!this.#parts.has(connection)) this.addPart(connection, header, header.length);
+    this.#set(this.#parts.get(connection), FIELD.tries, passed);
   }
 
   /** Forgets what has been read of a frame. */

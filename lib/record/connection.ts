@@ -2,7 +2,7 @@
 
 import type { Connection } from "../../ffi/connection.ts";
 import type { Conn } from "../ttrpc/frame.ts";
-import type { CallFile } from "./calls.ts";
+import type { CallFile, Part } from "./calls.ts";
 
 /** See {@link Conn}. */
 export class KeptConnection implements Conn {
@@ -10,17 +10,19 @@ export class KeptConnection implements Conn {
   readonly #calls: CallFile;
   readonly #number: number;
   readonly part: Uint8Array | undefined;
+  readonly passed: number | undefined;
 
   /**
    * @param connection one that peeks
    * @param number what it is known by among the calls
    * @param part what another process has read of a frame
    */
-  constructor(connection: Connection, calls: CallFile, number: number, part?: Uint8Array) {
+  constructor(connection: Connection, calls: CallFile, number: number, part?: Part) {
     this.#connection = connection;
     this.#calls = calls;
     this.#number = number;
-    this.part = part;
+    this.part = part?.bytes;
+    this.passed = part?.passed;
   }
 
   read(buffer: Uint8Array): Promise<number | null> {
@@ -37,6 +39,10 @@ export class KeptConnection implements Conn {
 
   keepPart(bytes: Uint8Array, total: number): void {
     this.#calls.addPart(this.#number, bytes, total);
+  }
+
+  passOver(header: Uint8Array, passed: number): void {
+    this.#calls.passOver(this.#number, header, passed);
   }
 
   endPart(): void {

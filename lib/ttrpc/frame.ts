@@ -41,8 +41,12 @@ export interface Conn extends Pick<Deno.Conn, "read" | "write" | "close"> {
   /** Given more of a frame of so many bytes, which is to be kept until {@link endPart}, and is taken then. */
   keepPart?(bytes: Uint8Array, total: number): void;
   endPart?(): void;
+  /** Given the header of a frame that is passed over, and how much of its payload has been; until {@link endPart}. */
+  passOver?(header: Uint8Array, passed: number): void;
   /** The part of a frame that another process has kept, before what is read next. */
   readonly part?: Uint8Array | undefined;
+  /** How much of the payload has been passed over of the frame that the part is the header of. */
+  readonly passed?: number | undefined;
 }
 
 /** Where {@linkcode readFrames} puts what it reads. */
@@ -82,6 +86,9 @@ export async function readFrames(
   // What is left of a payload to throw away, and whose it is if the sink is to know.
   let skip = 0;
   let oversized: { stream: number; length: number } | undefined;
+  // The header of the frame whose payload is thrown away, and what another process has thrown away of it.
+  let header: Uint8Array | undefined;
+  let passed = conn.passed ?? 0;
   // How many of the bytes at the buffer's beginning have been kept as a part.
   let kept = 0;
   if (conn.part) {
@@ -95,6 +102,8 @@ export async function readFrames(
     const count = await conn.read(end === 0 ? buffer : buffer.subarray(end));
     if (count === null) return;
     end += count;
+    // How many bytes that have been dealt with are not in the buffer any more.
+    let moved = 0;
 
     for (;;) {
       if (sink.stopped) return;
@@ -118,8 +127,10 @@ export async function readFrames(
       const stream = view.getUint32(start + 4);
       const type = view.getUint8(start + 8);
       if (type !== wanted || length > MAX_PAYLOAD) {
+        if (conn.passOver) header = buffer.slice(start, start + HEADER_SIZE);
         start += HEADER_SIZE;
-        skip = length;
+        skip = length - passed;
+        passed = 0;
         if (type === wanted) oversized = { stream, length };
         continue;
       }
@@ -131,6 +142,7 @@ export async function readFrames(
           buffer = large;
           view = new DataView(large.buffer);
           end -= start;
+          moved += start;
           start = 0;
         }
         break;
@@ -140,9 +152,15 @@ export async function readFrames(
     }
     sink.onBatchEnd();
 
-    if (start > 0 && kept > 0) conn.endPart?.();
-    conn.take?.(Math.max(0, start - kept));
-    kept = Math.max(0, kept - start);
+    const dealtWith = moved + start;
+    if (skip > 0 && header) {
+      conn.passOver?.(header, new DataView(header.buffer).getUint32(0) - skip);
+    } else if (dealtWith > 0 && (kept > 0 || header)) {
+      conn.endPart?.();
+      header = undefined;
+    }
+    conn.take?.(Math.max(0, dealtWith - kept));
+    kept = Math.max(0, kept - dealtWith);
     const rest = end - start;
     if (rest >= HEADER_SIZE && HEADER_SIZE + view.getUint32(start) > PART_SIZE && conn.keepPart) {
       conn.keepPart(buffer.subarray(start + kept, end), HEADER_SIZE + view.getUint32(start));
