@@ -162,7 +162,11 @@ export class Holder implements Parent {
   /** Has it go to a host of another build. */
   move(build: bigint, executable: number): void {
     this.#isMute = false;
-    this.#send({ bytes: moveOrder(build), descriptors: [executable] });
+    try {
+      this.#send({ bytes: moveOrder(build), descriptors: [executable] });
+    } catch {
+      // It has gone: what is read next says so.
+    }
   }
 
   /** Tells it nothing any more, nor asks it for anything, until {@link move}: it is about to be another's. */

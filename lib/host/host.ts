@@ -180,7 +180,7 @@ class Host {
     if (goes && executable !== undefined && !this.#isMoving) {
       this.#isMoving = true;
       const members = [...this.#members];
-      await Promise.all(members.map((member) => this.#move(member, build, executable)));
+      await Promise.allSettled(members.map((member) => this.#move(member, build, executable)));
       // Those that find no host there come back.
       const isBack = (member: Member) => [...this.#members].some((each) => each !== member && isSame(each, member));
       const hasMoved = (member: Member) => !isBack(member) && hasBeenTakenOver(member.identity.cwd, build);
@@ -207,8 +207,11 @@ class Host {
   /** Sends a holder to a host of another build. */
   async #move({ holder, shim, isReady }: Member, build: bigint, executable: number): Promise<void> {
     if (shim === undefined || !isReady) return;
-    await shim.leave(() => holder.mute());
-    holder.move(build, executable);
+    try {
+      await shim.leave(() => holder.mute());
+    } finally {
+      holder.move(build, executable);
+    }
   }
 
   /** @throws {Error} when the container's shim cannot be what it was started as */

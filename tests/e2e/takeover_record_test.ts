@@ -372,10 +372,12 @@ onlyHosted(
       log.close();
       shim.signal("SIGUSR1");
       const path = `${shim.bundle}/shim.dump.log`;
-      const text = await until("the dump is there", () => Deno.readTextFile(path));
-      const [, count, at, how] = /^.*hosts of this shim that have died: (\d+), the last at (\S+), by (.*)$/m.exec(
-        text,
-      )!;
+      const died = /^.*hosts of this shim that have died: (\d+), the last at (\S+), by (.*)$/m;
+      const text = await until("all of the dump is there", async () => {
+        const text = await Deno.readTextFile(path);
+        return died.test(text) && text;
+      });
+      const [, count, at, how] = died.exec(text)!;
       assertEquals([count, how], ["3", "signal 9"]);
       const age = Date.now() - new Date(at!).getTime();
       assert(age >= 0 && age < 60_000, `${at} is not just now`);

@@ -999,7 +999,8 @@ onlyHosted(
 /** Starts a host as a shim does that has found none: what it listens on is descriptor 3, and its lock is 4. */
 const START_HOST = `
   use Fcntl ':flock';
-  use Socket;
+  use strict;
+  use Socket qw(:DEFAULT SOCK_NONBLOCK);
   my ($program, $path) = @ARGV;
   $^F = 4; # the highest descriptor that is not close-on-exec
   socket my $socket, AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK, 0 or die "socket: $!";
