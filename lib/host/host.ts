@@ -20,7 +20,7 @@ import { Holder, type HolderOptions } from "./holder.ts";
 import { KeptByHolder } from "./kept.ts";
 import { RECORD_VERSION } from "../record/record.ts";
 import { canRead, hasBeenTakenOver } from "../record/recorder.ts";
-import { type AboutHost, type FromHolder, type Join, MAX_MESSAGE } from "./protocol.ts";
+import { type AboutHost, type FromHolder, type Join, MAX_MESSAGE, ownBuild } from "./protocol.ts";
 
 /** What a host is started with: lib/standalone/entry.c. */
 const SOCKET = 3;
@@ -80,8 +80,7 @@ class Host {
   readonly #standing = standing("self");
   readonly #ended = Promise.withResolvers<void>();
   readonly #room = roomForContainers();
-  /** The build of this executable, which the first to come has started. */
-  #build: bigint | undefined;
+  readonly #build = ownBuild();
   #linger: Disposable | undefined;
   /** Whether it has been told to end, once its containers have. */
   #leaving = false;
@@ -135,7 +134,6 @@ class Host {
   /** @returns undefined when it does not become one; the descriptor is still the caller's then */
   #join(holder: Holder, pid: number, join: Join, listener: number): Member | undefined {
     const refuse = (how: "refused" | "full") => void holder.tell(how);
-    this.#build ??= join.build;
     // The next host would not have room for it either.
     if (this.#room < 1) return refuse("refused");
     // One that comes back is not kept out.
@@ -196,7 +194,7 @@ class Host {
     if (executable !== undefined) fds.close(executable);
     const about: AboutHost = {
       pid: Deno.pid,
-      build: `${this.#build ?? 0n}`,
+      build: `${this.#build}`,
       recordVersion: RECORD_VERSION,
       ...{ containers, moved, stayed },
     };

@@ -183,6 +183,14 @@ function signalsOf(set: bigint): number[] {
   return Array.from({ length: 64 }, (_, i) => i + 1).filter((signal) => set >> BigInt(signal - 1) & 1n);
 }
 
+/** What tells the build of this executable: lib/standalone/entry.c. */
+const BUILD_VARIABLE = "CONTAINERD_SHIM_BUILD";
+
+/** Tells the build of the executable that this process is; 0 when that has no entry of ours. */
+export function ownBuild(): bigint {
+  return BigInt(Deno.env.get(BUILD_VARIABLE) ?? "0");
+}
+
 /**
  * What asks a host who it is, for another build to take over from it.
  *

@@ -14,15 +14,13 @@ import { after } from "../../ffi/timer.ts";
 import { connectToPackets } from "../../ffi/socket.ts";
 import { messageOf } from "../errors.ts";
 import { RECORD_VERSION } from "../record/record.ts";
-import { type AboutHost, aboutHost, MAX_MESSAGE, upgradeRequest } from "./protocol.ts";
+import { type AboutHost, aboutHost, MAX_MESSAGE, ownBuild, upgradeRequest } from "./protocol.ts";
 
 /** Where hosts have their sockets: lib/standalone/entry.c. */
 const FOLDER = "/run/containerd-shim";
 /** How long a host may take to say who it is, and to hand over, in ms. */
 const ANSWER_TIMEOUT_MS = 2000;
 const MOVE_TIMEOUT_MS = 30_000;
-/** What tells the build of this executable: lib/standalone/entry.c. */
-const BUILD_VARIABLE = "CONTAINERD_SHIM_BUILD";
 
 const HELP = `Usage: containerd-shim upgrade [--dry-run]
 
@@ -50,7 +48,7 @@ export async function run(args: readonly string[], say: (text: string) => void):
     say(HELP);
     return others.every((each) => /^--?h(elp)?$/.test(each)) ? DONE : USAGE;
   }
-  const build = BigInt(Deno.env.get(BUILD_VARIABLE) ?? "0");
+  const build = ownBuild();
   if (build === 0n) throw new Error("this executable has no entry of ours, and so no hosts");
   const poller = await Poller.open(() => {});
   const executable = fds.open("/proc/self/exe", fds.O.RDONLY);
