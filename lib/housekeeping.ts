@@ -4,8 +4,8 @@ import type { Timer } from "./async.ts";
 
 /** How long nothing has been done when what was done last is cleaned up after, in ms. */
 const QUIET_MS = 500;
-/** After how much work in a row it is not waited for any longer. */
-const PIECES = 16;
+/** After how many children in a row it is not waited for any longer. */
+const CHILDREN = 16;
 
 /** Options of {@link Housekeeping}. */
 export interface HousekeepingOptions {
@@ -15,13 +15,14 @@ export interface HousekeepingOptions {
 }
 
 /**
- * Has memory given back when it has been quiet for a while after work, once; and under steady work now and then, at the
- * beginning of a piece of it, which is when a child does it and this process waits.
+ * Has memory given back when it has been quiet for a while after work, once; and under steady work now and then, when
+ * a child has just been started, which does it while this process waits.
  */
 export class Housekeeping {
   readonly #options: HousekeepingOptions;
-  /** Pieces of work since memory was last given back. */
-  #pieces = 0;
+  /** Whether there has been work, and how many children, since memory was last given back. */
+  #isDirty = false;
+  #children = 0;
   /** Whether there has been work since the timer was set. */
   #worked = false;
   #timer: Disposable | undefined;
@@ -30,12 +31,17 @@ export class Housekeeping {
     this.#options = options;
   }
 
-  /** To be called when work has just been handed to a child, or has just been done that will not be done again. */
+  /** To be called when work has been done that leaves memory behind. */
   noteWork(): void {
-    this.#worked = true;
+    this.#worked = this.#isDirty = true;
     this.#timer ??= this.#wait();
+  }
+
+  /** To be called when work has just been handed to a child, which is waited for. */
+  noteChild(): void {
+    this.noteWork();
     // Not before whoever has started the child is done with that; more may be started by then.
-    if (++this.#pieces === PIECES) queueMicrotask(() => this.#giveBack());
+    if (++this.#children === CHILDREN) queueMicrotask(() => this.#giveBack());
   }
 
   #wait(): Disposable {
@@ -43,12 +49,13 @@ export class Housekeeping {
     return this.#options.timer(QUIET_MS, () => {
       this.#timer = undefined;
       if (this.#worked) this.#timer = this.#wait();
-      else if (this.#pieces > 0) this.#giveBack();
+      else if (this.#isDirty) this.#giveBack();
     });
   }
 
   #giveBack(): void {
-    this.#pieces = 0;
+    this.#isDirty = false;
+    this.#children = 0;
     this.#options.giveBack();
   }
 }

@@ -11,8 +11,9 @@ import type { Fields } from "./logrus.ts";
 export interface Place {
   readonly poller: Poller;
   readonly timer: Timer;
-  /** To be told of work that leaves memory behind. */
+  /** To be told of work that leaves memory behind, and of a child that it has just been handed to. */
   readonly noteWork: () => void;
+  readonly noteChild: () => void;
   /** What there is to say of the process in a dump of one shim; what can be seen of it, unless given. */
   readonly describe?: () => string[];
 }
@@ -39,5 +40,5 @@ export async function openPlace(tell: (message: string, fields: Fields) => void)
     timer,
     giveBack: async () => (await import("../ffi/memory.ts")).giveBackMemory(),
   });
-  return { poller, timer, noteWork: () => housekeeping.noteWork() };
+  return { poller, timer, noteWork: () => housekeeping.noteWork(), noteChild: () => housekeeping.noteChild() };
 }

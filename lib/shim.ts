@@ -125,7 +125,7 @@ export class Shim {
       throw new Error("shim namespace cannot be empty");
     }
     const { log } = this;
-    this.reaper = new Reaper({ timer, poller, log, parent: identity.parent, onStart: place.noteWork });
+    this.reaper = new Reaper({ timer, poller, log, parent: identity.parent, onStart: place.noteChild });
     this.#commands = new Commands(this.reaper);
     if (identity.keeper !== undefined) {
       this.#calls = this.#openCalls();

@@ -267,9 +267,10 @@ export class Holder implements Parent {
       case "spawned":
         return this.#spawned(message);
       case "held": {
-        const wanted = this.#wanted.get(message.number);
+        const number = message.numbers[0]!;
+        const wanted = this.#wanted.get(number);
         if (wanted === undefined) break;
-        this.#wanted.delete(message.number);
+        this.#wanted.delete(number);
         const [fd] = descriptors;
         if (fd !== undefined) return wanted.resolve(fd);
         return wanted.reject(new SystemError(wanted.what, message.error));

@@ -139,9 +139,9 @@ class Host {
     // One that comes back is not kept out.
     const isClosed = this.#leaving || this.#isMoving && join.hosts === 0;
     if (isClosed || this.#members.size >= Math.min(join.group, this.#room)) return refuse("full");
-    if (join.build !== this.#build || standing(pid) !== this.#standing || !isListening(listener)) {
-      return refuse("refused");
-    }
+    // One that comes back stands as it did when it first came to a host of its kind.
+    const fits = join.hosts > 0 || standing(pid) === this.#standing;
+    if (join.build !== this.#build || !fits || !isListening(listener)) return refuse("refused");
     if (join.isMoved && !canRead(join.cwd)) return refuse("refused");
     let member: Member;
     try {
@@ -226,8 +226,7 @@ class Host {
     const { holder, shim } = member;
     switch (message.kind) {
       case "held":
-        if (descriptors.length === 1) member.kept.bring(message.number, descriptors[0]!);
-        return;
+        return descriptors.forEach((fd, i) => member.kept.bring(message.numbers[i]!, fd));
       case "go":
         return void this.#go(member);
       case "signalled":

@@ -107,8 +107,8 @@ export type FromHolder =
   | { readonly kind: "signalled"; readonly signal: number }
   | { readonly kind: "exited"; readonly pid: number; readonly status: number }
   | { readonly kind: "spawned" } & Spawned
-  /** With the descriptor, unless there is an error. */
-  | { readonly kind: "held"; readonly number: number; readonly error: number };
+  /** With their descriptors, unless there is an error: one number then. */
+  | { readonly kind: "held"; readonly numbers: readonly number[]; readonly error: number };
 
 /**
  * Reads what a holder has sent.
@@ -135,7 +135,7 @@ export function decode(bytes: Uint8Array): FromHolder {
       case FROM_HOLDER.spawned:
         return { kind: "spawned", pid: what, error: detail, serial: more };
       case FROM_HOLDER.held:
-        return { kind: "held", number: what, error: detail };
+        return { kind: "held", numbers: [what, ...following(what, more)], error: detail };
     }
   }
   throw new Error(`a holder has sent ${bytes.length} bytes of kind ${kind}`);
@@ -177,6 +177,13 @@ function decodeJoin(bytes: Uint8Array, view: DataView): Join {
       error: view.getInt32(JOIN.spawned.error, true),
     },
   };
+}
+
+/** The numbers after one that a set names: bit 0 is the next. */
+function following(number: number, set: number): number[] {
+  const numbers: number[] = [];
+  for (let next = number + 1; set !== 0; next++, set >>>= 1) if (set & 1) numbers.push(next);
+  return numbers;
 }
 
 function signalsOf(set: bigint): number[] {

@@ -214,7 +214,8 @@ enum {
   EXITED,    /* what: the pid, detail: si_status, more: si_code of waitid(2); it is reaped when the host says so, and the next
                 is told then */
   SPAWNED,   /* what: the pid, or 0 and detail: the error, more: what SPAWN was numbered with; before any EXITED of it */
-  HELD,      /* what: the number of the descriptor that comes with it; or of one that cannot be had, and detail: the error */
+  HELD,      /* what: the number of the descriptor that comes with it, more: which of the numbers after that come too (bit 0 is
+                the next); or of one that cannot be had, and detail: the error */
 };
 
 /* From the host, each a struct order. */
@@ -295,7 +296,7 @@ enum {
   KEPT = 8,     /* and the first of those that it keeps */
   DEFAULT_GROUP = 32,
   HOSTS = 100,  /* of one kind, at most: named by numbers below that */
-  MAX_GIVEN = 6, /* descriptors that come with an order */
+  MAX_GIVEN = 8, /* descriptors that come with a message */
   MAX_FOLDER = 4096,
   USED_STACK = 4 * PAGE,
   NOT_HELD = 1, /* exit status */
@@ -348,12 +349,17 @@ static void rest(uint64_t ns) {
   call(__NR_nanosleep, &time, 0);
 }
 
-/* With a descriptor, unless that is negative. */
-static long tell(long host, const struct told *told, int fd) {
+/* With as many descriptors of `rights`. */
+static void tell(long host, const struct told *told, struct rights *rights, size_t count) {
   const struct piece piece = {told, sizeof *told};
-  struct rights rights = {RIGHTS_HEADER + sizeof(int), SOL_SOCKET, SCM_RIGHTS, {fd}};
-  const struct message message = {NULL, 0, &piece, 1, &rights, fd < 0 ? 0 : RIGHTS_HEADER + 2 * sizeof(int), 0};
-  return call(__NR_sendmsg, host, &message, MSG_NOSIGNAL);
+  struct message message = {NULL, 0, &piece, 1, rights, 0, 0};
+  if (count) {
+    rights->length = RIGHTS_HEADER + count * sizeof(int);
+    rights->level = SOL_SOCKET;
+    rights->type = SCM_RIGHTS;
+    message.control_length = RIGHTS_HEADER + ((count + 1) & ~(size_t)1) * sizeof(int);
+  }
+  call(__NR_sendmsg, host, &message, MSG_NOSIGNAL);
 }
 
 /* FNV-1a, http://www.isthe.com/chongo/tech/comp/fnv */
@@ -585,7 +591,7 @@ static void spawn(struct holder *holder, struct order *order, const char *string
   int32_t error = failed(child) ? (int32_t)child : order->error;
   if (error && !failed(child)) call(__NR_wait4, child, 0, 0, 0);
   holder->past.spawned = (struct told){SPAWNED, error ? 0 : (int32_t)child, -error, order->value};
-  tell(HOST, &holder->past.spawned, -1);
+  tell(HOST, &holder->past.spawned, NULL, 0);
 }
 
 /* Gives a descriptor the number that the host has for it, and takes it away from where it is; or gives the error back. */
@@ -662,7 +668,8 @@ static void obey(struct holder *holder, size_t length, const char *const *enviro
   if (order->kind >= ACCEPT && order->kind <= OPEN) {
     held = place(holder, held, value);
     const struct told told = {HELD, value, failed(held) ? (int32_t)-held : 0, 0};
-    tell(HOST, &told, failed(held) ? -1 : (int)held);
+    struct rights given = {.fds = {(int)held}};
+    tell(HOST, &told, &given, !failed(held));
   }
   while (count) close_fd(rights.fds[--count]);
   call(__NR_munmap, memory, size);
@@ -674,14 +681,22 @@ static void join_host(struct holder *holder, long host) {
   /* What it has been started with besides is nobody's. */
   if (!holder->past.hosts) call(__NR_close_range, HOST + 1, UINT32_MAX, 0);
   call(__NR_fcntl, HOST, F_SETFL, 0);
-  for (int fd = KEPT; fd <= holder->highest; fd++) {
-    const struct told told = {HELD, fd, 0, 0};
-    tell(HOST, &told, fd); /* EBADF: that number is free */
+  for (int first = KEPT; first <= holder->highest; first += MAX_GIVEN) {
+    struct told told = {HELD, 0, 0, 0};
+    struct rights rights;
+    size_t count = 0;
+    for (int fd = first; fd < first + MAX_GIVEN; fd++) {
+      if (failed(call(__NR_fcntl, fd, F_GETFD))) continue; /* that number is free */
+      if (count) told.more |= 1 << (fd - told.what - 1);
+      else told.what = fd;
+      rights.fds[count++] = fd;
+    }
+    if (count) tell(HOST, &told, &rights, count);
   }
   holder->exited = -1;
   holder->past.hosts++;
   const struct told told = {GO, 0, 0, 0};
-  tell(HOST, &told, -1);
+  tell(HOST, &told, NULL, 0);
   /* What the way here has used of the stack, below the page that this function is in. */
   call(__NR_madvise, page_down((uintptr_t)&told) - USED_STACK, USED_STACK, MADV_DONTNEED);
 }
@@ -722,13 +737,13 @@ __attribute__((noreturn)) static void hold(long host, const struct started *star
       if (info.ssi_signo == SIGCHLD) continue;
       const struct told told = {SIGNALLED, (int32_t)info.ssi_signo, 0, 0};
       holder->past.signals |= BIT(info.ssi_signo);
-      tell(HOST, &told, -1);
+      tell(HOST, &told, NULL, 0);
     }
     if (!holder->exited) {
       int child[32] = {0}; /* siginfo_t: si_code, si_pid, si_status */
       call(__NR_waitid, P_ALL, 0, child, WEXITED | WNOHANG | WNOWAIT, 0);
       const struct told told = {EXITED, child[4], child[6], child[2]};
-      if ((holder->exited = child[4])) tell(HOST, &told, -1);
+      if ((holder->exited = child[4])) tell(HOST, &told, NULL, 0);
     }
     struct pollfd polled[2] = {{HOST, POLLIN, 0}, {SIGNALS, POLLIN, 0}};
     call(__NR_ppoll, polled, 2, 0, 0, 0);
