@@ -298,6 +298,7 @@ enum {
   HOSTS = 100,  /* of one kind, at most: named by numbers below that */
   MAX_GIVEN = 8, /* descriptors that come with a message */
   MAX_FOLDER = 4096,
+  HOST_FILES = 1024, /* descriptors that a host has room for from the start */
   USED_STACK = 4 * PAGE,
   NOT_HELD = 1, /* exit status */
 };
@@ -418,8 +419,10 @@ static void start_host(const struct started *started, const struct holder *holde
     call(__NR_dup2, listener, LISTENER);
     call(__NR_dup2, lock, LISTENER + 1);
     call(__NR_close_range, LISTENER + 2, UINT32_MAX, CLOSE_RANGE_CLOEXEC);
-    const long null = call(__NR_open, "/dev/null", O_RDWR);
+    const long null = call(__NR_open, "/dev/null", O_RDWR | O_CLOEXEC);
     for (int fd = 0; fd <= 2; fd++) call(__NR_dup2, null, fd);
+    /* A table of descriptors that grows when there are threads waits for RCU: 15 ms each time that it doubles. */
+    call(__NR_fcntl, null, F_DUPFD_CLOEXEC, HOST_FILES - 1);
     call(__NR_chdir, "/");
     const char *const argv[] = {"containerd-shim-host", "host", path, NULL};
     call(__NR_execve, holder->past.is_moved ? "/proc/self/fd/6" : "/proc/self/exe", argv, started->envp);
