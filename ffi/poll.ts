@@ -77,6 +77,8 @@ export class Poller {
   readonly #bell: number;
   /** How many of the events at hand are of these two. */
   #own = 0;
+  /** What is to be done in the next turn. */
+  readonly #later: (() => void)[] = [];
   /** Whether it has had no turn the last time, for others' sake. */
   #stoodBack = false;
   /** Tells a descriptor's events from those of an earlier one of the same number. */
@@ -167,6 +169,11 @@ export class Poller {
     this.#control(EPOLL_CTL_MOD, watch.epoll, fd, watch.events & mask, serial);
   }
 
+  /** To be called by a callback: has something done when all that comes of the callbacks of this turn has been. */
+  afterTurn(callback: () => void): void {
+    this.#later.push(callback);
+  }
+
   /** Ends the watching of a descriptor; nothing, when it was not watched. */
   remove(fd: number): void {
     const serial = this.#serials.get(fd);
@@ -204,7 +211,9 @@ export class Poller {
     for (;;) {
       await this.#waker.read(buffer);
       this.#putByteBack();
+      for (const callback of this.#later.splice(0)) this.#try(callback, onError);
       this.#dispatch(onError);
+      if (this.#later.length > 0) this.again(this.#bell);
     }
   }
 
@@ -244,8 +253,13 @@ export class Poller {
   }
 
   #call(batch: Batch, i: number, onError: (error: unknown) => void): void {
+    const watch = this.#watches.get(batch.serial(i));
+    if (watch !== undefined) this.#try(() => watch.callback(batch.events(i)), onError);
+  }
+
+  #try(callback: () => void, onError: (error: unknown) => void): void {
     try {
-      this.#watches.get(batch.serial(i))?.callback(batch.events(i));
+      callback();
     } catch (error) {
       onError(error);
     }

@@ -133,6 +133,7 @@ export class Shim {
         folder: cwd,
         calls: this.#calls.file,
         log,
+        afterTurn: (callback) => poller.afterTurn(callback),
         describe: () => this.#describe(),
       });
     }
@@ -172,6 +173,23 @@ export class Shim {
   /** Writes down what another process needs to go on, where one may. */
   save(): void {
     if (!this.#isSalvaging) this.#recorder?.save();
+  }
+
+  /** Tells of the exit of a child; `saved` is called when that is written down. To be called by a callback of the event loop's. */
+  exited(exit: { readonly pid: number; readonly status: number }, saved: () => void): void {
+    const isCommand = this.#commands.has(exit.pid);
+    try {
+      this.reaper.ended([exit]);
+    } finally {
+      if (isCommand && this.#recorder !== undefined && !this.#isSalvaging) {
+        // As a rule it is what a call waits for, which writes it down with its answer.
+        this.#recorder.saveAfterTurn(saved);
+      } else {
+        // Who waits for it is told what the next process will say, too.
+        this.save();
+        saved();
+      }
+    }
   }
 
   #describe(): Omit<ShimRecord, "answers"> {

@@ -6,7 +6,16 @@ import { SystemError } from "../../ffi/libc.ts";
 import { Event, type Poller } from "../../ffi/poll.ts";
 import { parentOf } from "../../ffi/process.ts";
 import type { Parent, StartOptions } from "../reaper.ts";
-import { acceptOrder, decode, type FromHolder, moveOrder, openOrder, order, spawnOrder } from "./protocol.ts";
+import {
+  acceptOrder,
+  decode,
+  dropOrders,
+  type FromHolder,
+  moveOrder,
+  openOrder,
+  order,
+  spawnOrder,
+} from "./protocol.ts";
 
 /** How long the news of an exit takes from a holder that has much to do, in ms. */
 const NEWS_MS = 50;
@@ -139,6 +148,17 @@ export class Holder implements Parent {
   /** Has a descriptor kept by a number; it stays the caller's. */
   keep(number: number, fd: number): void {
     this.#send({ bytes: order("keep", number), descriptors: [fd] });
+  }
+
+  /** Has it close what it keeps by these numbers. */
+  drop(numbers: readonly number[]): void {
+    for (const message of dropOrders(numbers)) {
+      try {
+        this.#send({ bytes: message, descriptors: [] });
+      } catch {
+        // It has gone: what is read next says so.
+      }
+    }
   }
 
   /**

@@ -233,14 +233,8 @@ class Host {
         member.signals.push(message.signal);
         return this.#tellSignals(member);
       case "exited":
-        try {
-          shim!.reaper.ended([message]);
-        } finally {
-          // It is forgotten there as soon as it is known here.
-          shim!.save();
-          holder.tell("done", message.pid);
-        }
-        return;
+        // It is forgotten there when it is known here.
+        return shim!.exited(message, () => holder.tell("done", message.pid));
       default:
         throw new Error(`a holder has said ${message.kind} when it is not to`);
     }

@@ -63,6 +63,32 @@ export class KeptByHolder implements KeeperOfAnother {
     return slot;
   }
 
+  /** Numbers that the holder is yet to be told to drop: those that are given up at once, it is told at once. */
+  readonly #dropped: number[] = [];
+
+  drop(number: number): void {
+    if (this.#dropped.push(number) === 1) queueMicrotask(() => this.#tellDropped());
+  }
+
+  #tellDropped(): void {
+    if (this.#dropped.length > 0) this.holder.drop(this.#dropped.splice(0));
+  }
+
+  keep(number: number, fd: number): void {
+    this.#tellDropped();
+    this.holder.keep(number, fd);
+  }
+
+  open(number: number, path: string, flags: number, first?: number): Promise<number> {
+    this.#tellDropped();
+    return this.holder.open(number, path, flags, first);
+  }
+
+  accept(number: number, from: number): Promise<number> {
+    this.#tellDropped();
+    return this.holder.accept(number, from);
+  }
+
   giveUp(slot: number): void {
     if (slot > INIT_SLOT) this.#slots.delete(slot);
   }
@@ -72,7 +98,7 @@ export class KeptByHolder implements KeeperOfAnother {
     const numbers = [...this.#brought.keys()];
     for (const [number, fd] of this.#brought) {
       fds.close(fd);
-      this.holder.tell("drop", number);
+      this.drop(number);
     }
     this.#brought.clear();
     return numbers;
@@ -98,7 +124,7 @@ class HolderShelf implements Shelf {
   async open(role: number, path: string, flags: number, first?: number): Promise<number> {
     let fd;
     try {
-      fd = await this.#keeper.holder.open(numberOf(this.slot, role), path, flags, first);
+      fd = await this.#keeper.open(numberOf(this.slot, role), path, flags, first);
     } catch (error) {
       if (!isFull(error)) throw error;
       fd = await unkept.place().open(role, path, flags, first);
@@ -109,7 +135,7 @@ class HolderShelf implements Shelf {
 
   async accept(role: number, listener: number): Promise<number | undefined> {
     try {
-      const fd = await this.#keeper.holder.accept(numberOf(this.slot, role), this.#numberOf(listener));
+      const fd = await this.#keeper.accept(numberOf(this.slot, role), this.#numberOf(listener));
       this.take(role, fd);
       return fd;
     } catch (error) {
@@ -122,7 +148,7 @@ class HolderShelf implements Shelf {
   }
 
   keep(role: number, fd: number): void {
-    this.#keeper.holder.keep(numberOf(this.slot, role), fd);
+    this.#keeper.keep(numberOf(this.slot, role), fd);
     this.take(role, fd);
   }
 
@@ -141,7 +167,7 @@ class HolderShelf implements Shelf {
     for (const [role, each] of this.#fds) {
       if (each !== fd) continue;
       this.#fds.delete(role);
-      this.#keeper.holder.tell("drop", numberOf(this.slot, role));
+      this.#keeper.drop(numberOf(this.slot, role));
     }
     fds.close(fd);
   }

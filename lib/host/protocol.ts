@@ -51,11 +51,14 @@ const ORDER = {
   programs: 8,
   arguments: 12,
   environment: 16,
+  more: 8,
   from: 8,
   flags: 12,
   first: 16,
   build: 8,
 } as const;
+/** How many numbers after one `more` has bits for. */
+const DROPPED_AT_ONCE = 32;
 /** si_code of waitid(2): it has ended by exit(2). */
 const CLD_EXITED = 1;
 /** Stands for the holder's own environment. */
@@ -229,7 +232,29 @@ export const aboutHost = object({
 export type AboutHost = Of<typeof aboutHost>;
 
 /** What is a number at most. */
-export type Simple = Exclude<keyof typeof FROM_HOST, "spawn" | "accept" | "open" | "move">;
+export type Simple = Exclude<keyof typeof FROM_HOST, "spawn" | "drop" | "accept" | "open" | "move">;
+
+/** Has what is kept by these numbers closed: one order for each 32 numbers in a row that there are some of. */
+export function dropOrders(numbers: readonly number[]): Uint8Array<ArrayBuffer>[] {
+  const orders: Uint8Array<ArrayBuffer>[] = [];
+  let rest = numbers;
+  while (rest.length > 0) {
+    const first = Math.min(...rest);
+    const bytes = new Uint8Array(ORDER_SIZE);
+    const view = new DataView(bytes.buffer);
+    view.setUint32(0, FROM_HOST.drop, true);
+    view.setInt32(ORDER.value, first, true);
+    const isNear = (number: number) => number - first <= DROPPED_AT_ONCE;
+    for (const number of rest.filter(isNear)) {
+      if (number > first) {
+        view.setUint32(ORDER.more, view.getUint32(ORDER.more, true) | 1 << (number - first - 1), true);
+      }
+    }
+    orders.push(bytes);
+    rest = rest.filter((number) => !isNear(number));
+  }
+  return orders;
+}
 
 /** Has a connection accepted, and kept by a number, from the listening socket that is kept by another. */
 export function acceptOrder(number: number, from: number): Uint8Array<ArrayBuffer> {

@@ -103,6 +103,14 @@ export class Commands {
     return false;
   }
 
+  /** Whether a process is a command. */
+  has(pid: number): boolean {
+    for (const each of this.#entries) {
+      if (each.pid === pid) return true;
+    }
+    return false;
+  }
+
   /** Notes that something is about to be done that is no command, and of which nobody could tell whether it has been. */
   note(key: string, scope: string): void {
     this.#entries.add({ key, scope, serial: 0, pid: 0, logged: 0, status: undefined });

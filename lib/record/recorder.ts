@@ -26,6 +26,8 @@ export interface RecorderOptions {
   readonly folder: string;
   readonly calls: CallFile;
   readonly log: Logger;
+  /** See {@link Poller.afterTurn}. */
+  readonly afterTurn: (callback: () => void) => void;
   /** What is to be written down but for the answers. */
   readonly describe: () => Omit<ShimRecord, "answers">;
 }
@@ -52,9 +54,27 @@ export class Recorder implements Journal {
     this.#isOver = true;
   }
 
+  /** Told when all has been written down. */
+  readonly #awaiting: (() => void)[] = [];
+
   /** Writes all of it down. Where that cannot be done, the shim works on, and says so once. */
   save(): void {
-    if (this.#isOver) return;
+    try {
+      if (!this.#isOver) this.#save();
+    } finally {
+      for (const saved of this.#awaiting.splice(0)) saved();
+    }
+  }
+
+  /** The same at the end of this turn, unless it is done before: an answer may come of it. */
+  saveAfterTurn(saved: () => void): void {
+    this.#awaiting.push(saved);
+    this.#options.afterTurn(() => {
+      if (this.#awaiting.length > 0) this.save();
+    });
+  }
+
+  #save(): void {
     const { log, describe } = this.#options;
     try {
       const content = encodeRecord({ ...describe(), answers: [...this.#answers.values()] });

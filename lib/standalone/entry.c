@@ -226,7 +226,7 @@ enum {
   END,     /* value: the exit status */
   SPAWN,   /* value: a number for it */
   KEEP,    /* value: the number by which the descriptor that came with it is kept, as all are that follow */
-  DROP,    /* value: the number of one that is closed */
+  DROP,    /* value: the number of one that is closed, `more`: which of the numbers after that are too (bit 0 is the next) */
   DONE,    /* value: the pid of one that has ended, 0 for none, so that the next is told; or minus the signal */
   ACCEPT,  /* from the listening socket that `from` is the number of */
   OPEN,    /* a path, which follows, with the flags `flags` of open(2); held open with `first` meanwhile, if that can be */
@@ -273,6 +273,7 @@ struct order {
       uint32_t environment; /* OWN_ENVIRONMENT: this process's own */
       int32_t error; /* of the child that could not become the program: for the holder's own use */
     };
+    uint32_t more;
     struct {
       int32_t from;
       int32_t flags;
@@ -633,6 +634,8 @@ static void obey(struct holder *holder, size_t length, const char *const *enviro
     break;
   case DROP:
     close_fd(value);
+    for (int fd = value + 1; order->more; order->more >>= 1, fd++)
+      if (order->more & 1) close_fd(fd);
     break;
   case DONE:
     if (value < 0) {

@@ -68,7 +68,7 @@ const PLAY_HOST = `
     my ($size) = unpack "Q", $rights;
     return (substr($bytes, 0, $length), $size > 0 ? unpack "x16l*", substr $rights, 0, $size : ());
   }
-  # What it says: kind, what, detail, more, and a descriptor.
+  # What it says: kind, what, detail, more, and descriptors.
   sub told {
     my ($bytes, @given) = received;
     return "gone" unless defined $bytes;
@@ -94,11 +94,12 @@ const PLAY_HOST = `
     say_to order $ACCEPTED;
     my @brought;
     for (;;) {
-      my ($kind, $number, $error, $more, $fd) = told;
+      my ($kind, $number, $error, $more, @given) = told;
       return @brought if $kind eq "go";
-      $kind eq "held" && defined $fd or die "it says $kind";
-      push @brought, "$number " . readlink "/proc/self/fd/$fd";
-      POSIX::close($fd);
+      my @numbers = ($number, map { $number + 1 + $_ } grep { $more >> $_ & 1 } 0 .. 31);
+      $kind eq "held" && @given == @numbers or die "it says $kind @numbers with @given";
+      push @brought, map { "$numbers[$_] " . readlink "/proc/self/fd/$given[$_]" } 0 .. $#numbers;
+      POSIX::close($_) for @given;
     }
   }
   sub come { accept $holder, $listener or die "accept: $!"; %join = joined }
@@ -225,8 +226,18 @@ onlyHosted("a holder keeps a descriptor by the number that it is told, and drops
     say_to order $DROP, 9;
     say_to order $DROP, 20;
     $now->();
-    print opened eq $before ? "as before" : opened, "\\n"`;
-  assertEquals(await play(script), ["FOLDER/other FOLDER/given", "FOLDER/other", "as before"]);
+    print opened eq $before ? "as before" : opened, "\\n";
+    # Several at once: bits are for the numbers after the first.
+    give order($KEEP, $_), $file for 9, 10, 12, 20, 41;
+    say_to order($DROP, 9, 1 << 10 - 10 | 1 << 20 - 10 | 1 << 41 - 10);
+    $now->();
+    print join(" ", map { kept $_ } 9, 10, 12, 20, 41), "\\n"`;
+  assertEquals(await play(script), [
+    "FOLDER/other FOLDER/given",
+    "FOLDER/other",
+    "as before",
+    "nothing nothing FOLDER/given nothing nothing",
+  ]);
 });
 
 onlyHosted("a holder starts a child as it is told to, is its parent, and says how it has ended", async () => {

@@ -288,7 +288,7 @@ function logOf(lines: string[]): Logger {
 function recorderOf(folder: string, describe: () => Omit<ShimRecord, "answers">) {
   const lines: string[] = [];
   const calls = CallFile.create();
-  const recorder = new Recorder({ folder, calls, log: logOf(lines), describe });
+  const recorder = new Recorder({ folder, calls, log: logOf(lines), afterTurn: () => {}, describe });
   return { recorder, calls, lines, [Symbol.dispose]: () => fds.close(calls.fd) };
 }
 
