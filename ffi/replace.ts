@@ -6,6 +6,7 @@ import * as fds from "./fd.ts";
 const c = libc({
   ftruncate: [["i32", "i64"], "i32"],
   rename: [["buffer", "buffer"], "i32"],
+  unlink: [["buffer"], "i32"],
   renameat2: [["i32", "buffer", "i32", "buffer", "u32"], "i32"],
 });
 
@@ -38,4 +39,18 @@ export function replaceFile(path: string, spare: string, content: Uint8Array<Arr
   // There is none yet, or the filesystem cannot exchange two.
   if (error !== Errno.ENOENT && error !== Errno.EINVAL) throw new SystemError("renameat2 to", error, path);
   check(c().rename(from, to), "rename to", path);
+}
+
+/**
+ * Writes a file as a whole: nobody sees a part of it, and what there was before by its name, be it a link, is replaced.
+ *
+ * @throws {SystemError} ENOSPC
+ */
+export function writeWhole(path: string, content: Uint8Array<ArrayBuffer>, mode: number): void {
+  const spare = `${path}.new`;
+  try {
+    replaceFile(path, spare, content, mode);
+  } finally {
+    c().unlink(cstring(spare));
+  }
 }

@@ -3,11 +3,11 @@
 import { since } from "../ffi/clock.ts";
 import { Connection, Listener } from "../ffi/connection.ts";
 import { O, open, write } from "../ffi/fd.ts";
-import { describeEnd, openPidfd } from "../ffi/pidfd.ts";
+import { openPidfd } from "../ffi/pidfd.ts";
 import { ensureFifo, unreadBytes } from "../ffi/pipe.ts";
+import { writeWhole } from "../ffi/replace.ts";
 import { Signal, signalName } from "../ffi/signals.ts";
-import { ADDRESS_LIMIT, isListening, isOwnUser, peerCredentials } from "../ffi/socket.ts";
-import { statDescriptor } from "../ffi/stat.ts";
+import { ADDRESS_LIMIT, isOwnUser, peerCredentials } from "../ffi/socket.ts";
 import { within } from "./async.ts";
 import type { Options } from "./cli.ts";
 import type { Subjects } from "./dump.ts";
@@ -16,13 +16,14 @@ import { EventQueue, type Publisher } from "./events/queue.ts";
 import { type Logger, openLog } from "./log.ts";
 import type { Place } from "./place.ts";
 import { type Parent, Reaper } from "./reaper.ts";
-import { CallFile, type CallRecord, type Part } from "./record/calls.ts";
+import { CallFile, type Part } from "./record/calls.ts";
 import { Commands } from "./record/commands.ts";
 import { KeptConnection } from "./record/connection.ts";
 import { type Keeper, Role, type Shelf, SHIM_SLOT, unkept } from "./record/keeper.ts";
 import type { ShimRecord } from "./record/record.ts";
-import { readRecord, Recorder } from "./record/recorder.ts";
-import { LazyService, type Loaded } from "./service/lazy.ts";
+import { Recorder } from "./record/recorder.ts";
+import { LazyService } from "./service/lazy.ts";
+import { type Calls, crashOf, type KeeperOfAnother, type Past, takeOver } from "./takeover.ts";
 import { type BegunCall, Server } from "./ttrpc/server.ts";
 
 /** Mode of the log FIFOs. */
@@ -32,6 +33,7 @@ const DUMP_DELAY_MS = 200;
 /** How long a line about the death of another process waits, in ms. */
 const CRASH_LINE_DELAY_MS = 50;
 const DUMP_FILE = "shim.dump.log";
+const DUMP_MODE = 0o600;
 /** How long lines of level debug are kept at most when nobody calls, in ms. */
 const START_TIMEOUT_MS = 1000;
 const US_PER_MS = 1000;
@@ -60,24 +62,6 @@ export interface Identity {
   readonly build?: bigint;
 }
 
-/** A {@link Keeper} that another process's descriptors may have been brought from. */
-export interface KeeperOfAnother extends Keeper {
-  /** Places that something has been brought for which nobody has asked for yet. */
-  readonly slotsBrought: readonly number[];
-  /** Closes what has been brought and nobody has asked for; gives their numbers. */
-  closeRest(): readonly number[];
-  /** The number of the last start of a child. */
-  serial: number;
-}
-
-/** What is known of the process that has had the shim before. */
-export interface Past {
-  /** Signals that it has not said to have dealt with. */
-  readonly signals: readonly number[];
-  /** The last child that has been asked for. */
-  readonly spawned: { readonly serial: number; readonly pid: number; readonly error: number };
-}
-
 /** The shim of one container. */
 export class Shim {
   readonly log: Logger;
@@ -88,9 +72,7 @@ export class Shim {
   readonly #keeper: Keeper;
   readonly #commands: Commands;
   /** Where another process finds what it needs to go on, and calls that it has begun with. */
-  readonly #calls:
-    | { readonly file: CallFile; readonly calls: readonly CallRecord[]; readonly parts: readonly Part[] }
-    | undefined;
+  readonly #calls: Calls | undefined;
   readonly #recorder: Recorder | undefined;
   /** How often a process that has had this shim has died. */
   #crashes: ShimRecord["crashes"] = { count: 0, at: 0, reason: "" };
@@ -172,7 +154,7 @@ export class Shim {
 
   /** Writes down what another process needs to go on, where one may. */
   save(): void {
-    if (!this.#isSalvaging) this.#recorder?.save();
+    this.#recorder?.save();
   }
 
   /** Tells of the exit of a child; `saved` is called when that is written down. To be called by a callback of the event loop's. */
@@ -181,7 +163,7 @@ export class Shim {
     try {
       this.reaper.ended([exit]);
     } finally {
-      if (isCommand && this.#recorder !== undefined && !this.#isSalvaging) {
+      if (isCommand && this.#recorder !== undefined) {
         // As a rule it is what a call waits for, which writes it down with its answer.
         this.#recorder.saveAfterTurn(saved);
       } else {
@@ -237,7 +219,7 @@ export class Shim {
   /** Those that have come nevertheless. */
   readonly #late: Shelf[] = [];
 
-  #openCalls() {
+  #openCalls(): Calls {
     const fd = this.#shelf.find(Role.CALLS);
     try {
       if (fd !== undefined) return CallFile.open(fd);
@@ -251,120 +233,38 @@ export class Shim {
   }
 
   /**
-   * Goes on where another process has stopped, with what it has written down and what has been kept of it. Settled when
-   * whatever it has been told of can be dealt with.
+   * Goes on where another process has stopped: see {@link takeOver}.
    *
-   * @param listen called when exits can be
+   * @param listen called when exits can be dealt with
    */
-  async takeOver({ spawned, signals }: Past, listen: () => void): Promise<void> {
-    const { cwd } = this.#identity;
-    const keeper = this.#identity.keeper!;
-    let record: ShimRecord | undefined;
-    let isDoubtful = false;
-    try {
-      record = readRecord(cwd);
-    } catch (error) {
-      isDoubtful = true;
-      this.log.error("it is not known what was being done", { error });
-    }
-    keeper.serial = Math.max(spawned.serial, record?.serial ?? 0);
-    this.#noteCrash(record);
-    const service = await this.#service.load();
-    // Exits that are told before anybody asks for them.
-    const hold = this.reaper.hold();
-    if (record !== undefined) {
-      this.reaper.inherit(record.unclaimed.map(({ at, ...exit }) => ({ ...exit, at: new Date(at) })));
-      this.#commands.inherit(record.commands, spawned);
-      this.#recorder!.inherit(record.answers);
-      if (record.container !== undefined) service.restore(record.container);
-      for (const { at, value, ...event } of record.events) {
-        this.#events.push({ ...event, at: new Date(at), value: Uint8Array.fromBase64(value) });
-      }
-    }
-    isDoubtful ||= record === undefined && exists(`${cwd}/init.pid`);
-    if (isDoubtful) {
-      // The runtime is asked, which ends.
-      listen();
-      await this.#salvage(service);
-    }
-    this.#goOn(
-      isDoubtful ? "the shim's host has died, and what was done by then is not known" : undefined,
+  takeOver(past: Past, listen: () => void): Promise<void> {
+    return takeOver(
+      {
+        folder: this.#identity.cwd,
+        keeper: this.#identity.keeper!,
+        calls: this.#calls!,
+        recorder: this.#recorder!,
+        commands: this.#commands,
+        reaper: this.reaper,
+        service: this.#service,
+        server: this.#server,
+        events: this.#events,
+        log: this.log,
+        timer: this.#place.timer,
+        found: (record) => this.#noteCrash(record),
+        serve: (fd, shelf, part, begun) => this.#serve(fd, shelf, part, begun),
+        onSignal: (signal) => this.onSignal(signal),
+        end: () => this.#end(),
+      },
+      past,
+      listen,
     );
-    const changing = [...this.#server.inFlight].filter(({ method }) => method !== "Wait").map(({ ended }) => ended);
-    for (const signal of signals) this.onSignal(signal);
-    if (record?.isEnding) changing.push(this.#end());
-    if (!isDoubtful) listen();
-    Promise.all(changing).then(() => {
-      service.restored();
-      this.#commands.disinherit();
-      hold[Symbol.dispose]();
-      keeper.closeRest();
-    });
   }
 
-  /** Whether it is being found out what the container is: nothing is to be written down before. */
-  #isSalvaging = false;
-
-  async #salvage(service: Loaded): Promise<void> {
-    this.#isSalvaging = true;
-    try {
-      await service.salvage();
-      this.log.warn(
-        "the container goes on as far as the OCI runtime knows it: its processes but the first are not known",
-      );
-    } catch (error) {
-      this.log.error("nothing is known of the container", { error });
-    } finally {
-      this.#isSalvaging = false;
-    }
-  }
-
-  /**
-   * Goes on with connections, and calls that have not been answered.
-   *
-   * @param doubt why calls that change something are not gone on with
-   */
-  #goOn(doubt: string | undefined): void {
-    const { calls, parts, file } = this.#calls!;
-    const now = Date.now();
-    const begun = calls.map((call) => {
-      file.resume(call);
-      const { id, connection, stream, payload, at, isAnswered, tries } = call;
-      const reason = tries < MOST_TRIES ? doubt : `${tries} hosts of the shim have died of it`;
-      const refusal = (method: string) => READING.includes(method) ? undefined : reason;
-      const startedAt = performance.now() - Math.max(0, now - at);
-      return { id, connection, stream, request: payload, startedAt, isAnswered, refusal };
-    });
-    this.#place.timer(TRY_MS, () => file.survived(calls));
-    const connected = new Set<number>();
-    const keeper = this.#identity.keeper!;
-    for (const slot of keeper.slotsBrought) {
-      const fd = keeper.brought(slot, Role.CONNECTION);
-      // What else there is, is asked for by calls that go on, or by nobody.
-      if (fd === undefined || !statDescriptor(fd).isSocket || isListening(fd)) continue;
-      connected.add(slot);
-      const own = begun.filter(({ connection }) => connection === slot);
-      const part = parts.find(({ connection }) => connection === slot);
-      this.#serve(fd, keeper.place(slot), part, own);
-    }
-    for (const each of begun) {
-      if (!connected.has(each.connection)) this.#server.goOn(each);
-    }
-  }
-
-  /** Says that a process has died that has had this shim, and how. */
   #noteCrash(record: ShimRecord | undefined): void {
     const pidfd = this.#shelf.find(Role.HOST);
-    let line: Readonly<Record<string, unknown>> | undefined;
-    if (record?.host !== 0) {
-      const reason = pidfd === undefined ? "unknown" : describeEnd(pidfd, record?.host);
-      const count = (record?.crashes.count ?? 0) + 1;
-      this.#crashes = { count, at: Date.now(), reason };
-      const host = record?.host ?? "unknown";
-      line = { host, how: reason, times: count };
-    } else {
-      this.#crashes = record.crashes;
-    }
+    const { crashes, line } = crashOf(record, pidfd);
+    this.#crashes = crashes;
     // Calls come first: the first line of a log takes a while.
     this.#place.timer(CRASH_LINE_DELAY_MS, () => {
       if (this.#abandoned) return;
@@ -543,7 +443,7 @@ export class Shim {
       // What is still there has no reader: it would be lost with this process.
       const [logFifo] = this.#logs;
       if (logFifo === undefined || unreadBytes(logFifo) === 0) return;
-      Deno.writeTextFileSync(`${cwd}/${DUMP_FILE}`, text.join("\n") + "\n");
+      writeWhole(`${cwd}/${DUMP_FILE}`, new TextEncoder().encode(text.join("\n") + "\n"), DUMP_MODE);
     });
   }
 
@@ -563,21 +463,6 @@ export class Shim {
   #closeLogs(): void {
     this.#logs.length = 0;
     this.#shelf.release();
-  }
-}
-
-/** Methods that change nothing. */
-const READING: readonly string[] = ["Wait", "State", "ListPids", "ShimInfo"];
-/** How many processes in a row may die within so many ms of going on with a call, before it is taken for the reason. */
-const MOST_TRIES = 10;
-const TRY_MS = 100;
-
-function exists(path: string): boolean {
-  try {
-    Deno.lstatSync(path);
-    return true;
-  } catch {
-    return false;
   }
 }
 

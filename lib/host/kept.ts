@@ -4,7 +4,7 @@ import * as fds from "../../ffi/fd.ts";
 import { Errno, SystemError } from "../../ffi/libc.ts";
 import { accept } from "../../ffi/socket.ts";
 import { INIT_SLOT, ROLES, type Shelf, SHIM_SLOT, unkept } from "../record/keeper.ts";
-import type { KeeperOfAnother } from "../shim.ts";
+import type { KeeperOfAnother } from "../takeover.ts";
 import type { Holder } from "./holder.ts";
 
 /** The first number by which a holder keeps something: lib/standalone/entry.c. */

@@ -54,13 +54,22 @@ export class Recorder implements Journal {
     this.#isOver = true;
   }
 
+  /** Whether nothing is to be written down yet. */
+  #isHeld = false;
+
+  /** Writes nothing down until disposed of: it is being found out what there is. */
+  hold(): Disposable {
+    this.#isHeld = true;
+    return { [Symbol.dispose]: () => this.#isHeld = false };
+  }
+
   /** Told when all has been written down. */
   readonly #awaiting: (() => void)[] = [];
 
   /** Writes all of it down. Where that cannot be done, the shim works on, and says so once. */
   save(): void {
     try {
-      if (!this.#isOver) this.#save();
+      if (!this.#isOver && !this.#isHeld) this.#save();
     } finally {
       for (const saved of this.#awaiting.splice(0)) saved();
     }

@@ -1,0 +1,188 @@
+/** Goes on with a shim where another process has stopped: with what that has written down, and what has been kept of it. */
+
+import { describeEnd } from "../ffi/pidfd.ts";
+import { isListening } from "../ffi/socket.ts";
+import { statDescriptor } from "../ffi/stat.ts";
+import type { Timer } from "./async.ts";
+import type { EventQueue } from "./events/queue.ts";
+import type { Logger } from "./log.ts";
+import type { Reaper } from "./reaper.ts";
+import type { CallFile, CallRecord, Part } from "./record/calls.ts";
+import type { Commands } from "./record/commands.ts";
+import { type Keeper, Role, type Shelf } from "./record/keeper.ts";
+import type { ShimRecord } from "./record/record.ts";
+import { readRecord, type Recorder } from "./record/recorder.ts";
+import type { LazyService, Loaded } from "./service/lazy.ts";
+import type { BegunCall, Server } from "./ttrpc/server.ts";
+
+/** Methods that change nothing. */
+const READING: readonly string[] = ["Wait", "State", "ListPids", "ShimInfo"];
+/** How many processes in a row may die within so many ms of going on with a call, before it is taken for the reason. */
+const MOST_TRIES = 10;
+const TRY_MS = 100;
+
+/** A {@link Keeper} that another process's descriptors may have been brought from. */
+export interface KeeperOfAnother extends Keeper {
+  /** Places that something has been brought for which nobody has asked for yet. */
+  readonly slotsBrought: readonly number[];
+  /** Closes what has been brought and nobody has asked for; gives their numbers. */
+  closeRest(): readonly number[];
+  /** The number of the last start of a child. */
+  serial: number;
+}
+
+/** What is known of the process that has had the shim before. */
+export interface Past {
+  /** Signals that it has not said to have dealt with. */
+  readonly signals: readonly number[];
+  /** The last child that has been asked for. */
+  readonly spawned: { readonly serial: number; readonly pid: number; readonly error: number };
+}
+
+/** Calls that are being answered, and those that another process has begun with. */
+export interface Calls {
+  readonly file: CallFile;
+  readonly calls: readonly CallRecord[];
+  readonly parts: readonly Part[];
+}
+
+/** A shim, as it is taken over. */
+export interface Taken {
+  readonly folder: string;
+  readonly keeper: KeeperOfAnother;
+  readonly calls: Calls;
+  readonly recorder: Recorder;
+  readonly commands: Commands;
+  readonly reaper: Reaper;
+  readonly service: LazyService;
+  readonly server: Server;
+  readonly events: EventQueue;
+  readonly log: Logger;
+  readonly timer: Timer;
+  /** Told what the other process has written down. */
+  found(record: ShimRecord | undefined): void;
+  /** Serves a connection with what has been read of a frame, and calls that have been begun with. */
+  serve(fd: number, shelf: Shelf, part: Part | undefined, begun: readonly BegunCall[]): void;
+  onSignal(signal: number): void;
+  /** Ends it, as it has been told to. */
+  end(): Promise<void>;
+}
+
+/**
+ * Goes on. Settled when whatever the process is told of can be dealt with.
+ *
+ * @param listen called when exits can be
+ */
+export async function takeOver(shim: Taken, { spawned, signals }: Past, listen: () => void): Promise<void> {
+  const { folder, keeper, log, reaper, commands, recorder, events } = shim;
+  let record: ShimRecord | undefined;
+  let isDoubtful = false;
+  try {
+    record = readRecord(folder);
+  } catch (error) {
+    isDoubtful = true;
+    log.error("it is not known what was being done", { error });
+  }
+  keeper.serial = Math.max(spawned.serial, record?.serial ?? 0);
+  shim.found(record);
+  const service = await shim.service.load();
+  // Exits that are told before anybody asks for them.
+  const hold = reaper.hold();
+  if (record !== undefined) {
+    reaper.inherit(record.unclaimed.map(({ at, ...exit }) => ({ ...exit, at: new Date(at) })));
+    commands.inherit(record.commands, spawned);
+    recorder.inherit(record.answers);
+    if (record.container !== undefined) service.restore(record.container);
+    for (const { at, value, ...event } of record.events) {
+      events.push({ ...event, at: new Date(at), value: Uint8Array.fromBase64(value) });
+    }
+  }
+  isDoubtful ||= record === undefined && exists(`${folder}/init.pid`);
+  if (isDoubtful) {
+    // The runtime is asked, which ends.
+    listen();
+    await salvage(shim, service);
+  }
+  goOn(shim, isDoubtful ? "the shim's host has died, and what was done by then is not known" : undefined);
+  const changing = [...shim.server.inFlight].filter(({ method }) => method !== "Wait").map(({ ended }) => ended);
+  for (const signal of signals) shim.onSignal(signal);
+  if (record?.isEnding) changing.push(shim.end());
+  if (!isDoubtful) listen();
+  Promise.all(changing).then(() => {
+    service.restored();
+    commands.disinherit();
+    hold[Symbol.dispose]();
+    keeper.closeRest();
+  });
+}
+
+/** Finds out what the container is. */
+async function salvage({ recorder, log }: Taken, service: Loaded): Promise<void> {
+  using _held = recorder.hold();
+  try {
+    await service.salvage();
+    log.warn("the container goes on as far as the OCI runtime knows it: its processes but the first are not known");
+  } catch (error) {
+    log.error("nothing is known of the container", { error });
+  }
+}
+
+/**
+ * Goes on with connections, and calls that have not been answered.
+ *
+ * @param doubt why calls that change something are not gone on with
+ */
+function goOn({ calls: { calls, parts, file }, keeper, server, timer, serve }: Taken, doubt: string | undefined): void {
+  const now = Date.now();
+  const begun = calls.map((call) => {
+    file.resume(call);
+    const { id, connection, stream, payload, at, isAnswered, tries } = call;
+    const reason = tries < MOST_TRIES ? doubt : `${tries} hosts of the shim have died of it`;
+    const refusal = (method: string) => READING.includes(method) ? undefined : reason;
+    const startedAt = performance.now() - Math.max(0, now - at);
+    return { id, connection, stream, request: payload, startedAt, isAnswered, refusal };
+  });
+  timer(TRY_MS, () => file.survived(calls));
+  const connected = new Set<number>();
+  for (const slot of keeper.slotsBrought) {
+    const fd = keeper.brought(slot, Role.CONNECTION);
+    // What else there is, is asked for by calls that go on, or by nobody.
+    if (fd === undefined || !statDescriptor(fd).isSocket || isListening(fd)) continue;
+    connected.add(slot);
+    const own = begun.filter(({ connection }) => connection === slot);
+    serve(fd, keeper.place(slot), parts.find(({ connection }) => connection === slot), own);
+  }
+  for (const each of begun) {
+    if (!connected.has(each.connection)) server.goOn(each);
+  }
+}
+
+/** How often, and when and how, processes have died that have had a shim; and what the log is to say of the last. */
+export interface Crashes {
+  readonly crashes: ShimRecord["crashes"];
+  readonly line?: Readonly<Record<string, unknown>>;
+}
+
+/**
+ * Whether a process has died that has had a shim.
+ *
+ * @param pidfd its own
+ */
+export function crashOf(record: ShimRecord | undefined, pidfd: number | undefined): Crashes {
+  if (record?.host === 0) return { crashes: record.crashes };
+  const reason = pidfd === undefined ? "unknown" : describeEnd(pidfd, record?.host);
+  const count = (record?.crashes.count ?? 0) + 1;
+  return {
+    crashes: { count, at: Date.now(), reason },
+    line: { host: record?.host ?? "unknown", how: reason, times: count },
+  };
+}
+
+function exists(path: string): boolean {
+  try {
+    Deno.lstatSync(path);
+    return true;
+  } catch {
+    return false;
+  }
+}
