@@ -1,9 +1,5 @@
 # containerd-shim: `make` builds bin/containerd-shim, alone in one file. See README.md.
 
-DENO_VERSION := 2.9.6
-PBJS_VERSION := 2.7.1
-PROTOBUFJS_VERSION := 8.8.1
-
 PREFIX := /usr/local
 BENCH :=
 
@@ -19,12 +15,15 @@ SOURCES := main.ts deno.json deno.lock $(shell find ffi lib -name '*.ts') \
 
 .PHONY: all check test test-1.7 demo bench fuzz install clean
 
-all: bin/containerd-shim
+all: bin/containerd-shim bin/containerd-shim.cdx.json
 
-# The npm package's own install script only makes a link to this file.
-$(DENO) $(PBJS) &: Makefile
-	npm install --prefix $(TOOLS) --no-save --ignore-scripts --no-audit --no-fund --loglevel=error \
-		deno@$(DENO_VERSION) protobufjs-cli@$(PBJS_VERSION) protobufjs@$(PROTOBUFJS_VERSION)
+# Their versions and hashes are locked. Deno's own install script only makes a link to this file.
+LOCKED := lib/standalone/tools/package.json lib/standalone/tools/package-lock.json
+
+$(DENO) $(PBJS) &: $(LOCKED)
+	mkdir -p $(TOOLS)
+	cp $(LOCKED) $(TOOLS)
+	npm ci --prefix $(TOOLS) --ignore-scripts --no-audit --no-fund --loglevel=error
 	touch $(DENO) $(PBJS)
 
 $(API) &: $(PROTOS) $(PBJS)
@@ -45,6 +44,10 @@ bin/containerd-shim: $(SOURCES) $(API) $(DENO)
 	@command -v gcc >/dev/null && command -v objcopy >/dev/null || \
 		{ apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends gcc libc6-dev; }
 	$(DENO) task build
+
+# What is in it.
+bin/containerd-shim.cdx.json: bin/containerd-shim lib/standalone/sbom.ts
+	$(DENO) task sbom
 
 check: $(API) $(DENO)
 	$(DENO) task check
@@ -75,7 +78,7 @@ bench: bin/containerd-shim
 fuzz: $(API) $(DENO)
 	$(DENO) task fuzz
 
-install: bin/containerd-shim
+install: bin/containerd-shim bin/containerd-shim.cdx.json
 	install -D -m 0755 bin/containerd-shim $(DESTDIR)$(PREFIX)/bin/containerd-shim
 
 clean:
