@@ -156,13 +156,18 @@ export class Connection {
   }
 
   /**
-   * Writes as much as there is room for, waiting for some.
+   * Writes as much as there is room for, waiting for some. Of nothing there is always room, also while a write waits: that
+   * is how it is asked whether the peer has gone.
    *
    * @returns how many bytes
    * @throws {Deno.errors.BrokenPipe | Deno.errors.ConnectionReset | Deno.errors.Interrupted | SystemError}
    */
   write(buffer: Uint8Array): Promise<number> {
     return new Promise((resolve, reject) => {
+      if (buffer.length === 0 && this.#open) {
+        const count = c().send(this.#fd, buffer as Uint8Array<ArrayBuffer>, 0n, MSG_NOSIGNAL);
+        return count < 0 ? reject(failure("send to", errno(), this.#fd)) : resolve(0);
+      }
       this.#writing = { buffer: buffer as Uint8Array<ArrayBuffer>, resolve, reject };
       if (!this.#open) this.#interrupt();
       else this.#write();
