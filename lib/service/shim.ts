@@ -531,12 +531,20 @@ function jsonOf(any: google.protobuf.Any.$Properties | null | undefined, what: s
   return value as Record<string, unknown>;
 }
 
+/** The longest name of a file, and what is put behind an id at most to make one. */
+const NAME_MAX = 255;
+const LONGEST_ENDING = ".process.json";
+
 /**
  * Ids become names of files in the bundle.
  *
  * @throws {StatusError} INVALID_ARGUMENT
  */
 function requireId(id: string): void {
+  const most = NAME_MAX - LONGEST_ENDING.length;
+  if (id.length > most) {
+    throw new StatusError(Code.INVALID_ARGUMENT, `an id of ${id.length} characters is too long: ${most} are allowed`);
+  }
   if (!/^[A-Za-z0-9][A-Za-z0-9_.-]*$/.test(id)) {
     throw new StatusError(
       Code.INVALID_ARGUMENT,
