@@ -118,6 +118,7 @@ export class Connection {
   #readable = true;
   /** Whether the peer sends nothing more: there is no further event to wait for. */
   #hungUp = false;
+  readonly #gone = Promise.withResolvers<void>();
   #reading: Waiting<number | null> | undefined;
   #writing: Waiting<number> | undefined;
   readonly #flags: number;
@@ -184,6 +185,11 @@ export class Connection {
     }
   }
 
+  /** Settled when the peer has closed its end, also where nothing is read or written; never, if this end is closed first. */
+  get gone(): Promise<void> {
+    return this.#gone.promise;
+  }
+
   /** Closes it; what waits is interrupted. */
   close(): void {
     if (!this.#open) return;
@@ -201,6 +207,7 @@ export class Connection {
   }
 
   #wake(events: number): void {
+    if (events & Event.HUP) this.#gone.resolve();
     if (events & ~Event.OUT) {
       this.#readable = true;
       if (events & ~(Event.IN | Event.OUT)) this.#hungUp = true;

@@ -33,6 +33,10 @@ export class KeptConnection implements Conn {
     return this.#connection.write(buffer);
   }
 
+  get gone(): Promise<void> {
+    return this.#connection.gone;
+  }
+
   take(count: number): void {
     this.#connection.take(count);
   }

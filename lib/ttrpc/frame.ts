@@ -36,6 +36,8 @@ const EMPTY = new Uint8Array(0);
 
 /** What frames travel on: a connection of Deno's, or one that is like it. */
 export interface Conn extends Pick<Deno.Conn, "read" | "write" | "close"> {
+  /** Settled when the peer has closed its end, where that can be told without reading or writing. */
+  readonly gone?: Promise<void>;
   /** Told of so many bytes, the first of those that have been read, that they have been dealt with. */
   take?(count: number): void;
   /** Given more of a frame of so many bytes, which is to be kept until {@link endPart}, and is taken then. */

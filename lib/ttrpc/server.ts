@@ -465,6 +465,8 @@ class Connection implements FrameSink {
   async #onEndOfFile(): Promise<void> {
     if (await isPeerGone(this.#conn)) return this.end();
     this.#halfClosed = true;
+    // One that waits for an answer may go away before that: there is nothing to read that would tell.
+    this.#conn.gone?.then(() => this.end());
     this.#endIfIdle();
   }
 

@@ -50,6 +50,8 @@ export interface Host {
 
 /** As far as hosts are concerned, a machine of a test's own. */
 export class Machine {
+  /** Its root folder, as this process sees it. */
+  readonly root: string;
   /** Its folder for hosts, as this process sees it. */
   readonly folder: string;
   /** A command line's beginning that has the rest run there, in the folder where it is run. */
@@ -58,7 +60,8 @@ export class Machine {
 
   private constructor(keeper: Deno.ChildProcess) {
     this.#keeper = keeper;
-    this.folder = `/proc/${keeper.pid}/root${HOSTS}`;
+    this.root = `/proc/${keeper.pid}/root`;
+    this.folder = `${this.root}${HOSTS}`;
     const enter = `exec nsenter --mount=/proc/${keeper.pid}/ns/mnt sh -c 'cd "$0" && exec "$@"' "$PWD" "$@"`;
     this.prefix = ["sh", "-c", enter, "sh"];
   }

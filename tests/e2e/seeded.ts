@@ -18,4 +18,23 @@ export class Seeded {
   pick<T>(items: readonly T[]): T {
     return items[this.below(items.length)]!;
   }
+
+  /** Whether something happens that happens once in so many times. */
+  oneIn(count: number): boolean {
+    return this.below(count) === 0;
+  }
+
+  bytes(length: number): Uint8Array<ArrayBuffer> {
+    return new Uint8Array(length).map(() => this.below(256));
+  }
+
+  /** One of the items, each as often as its weight says. */
+  weighted<T>(items: readonly (readonly [weight: number, item: T])[]): T {
+    let at = this.below(items.reduce((sum, [weight]) => sum + weight, 0));
+    for (const [weight, item] of items) {
+      if (at < weight) return item;
+      at -= weight;
+    }
+    throw new Error("There is nothing to pick from");
+  }
 }

@@ -1,0 +1,110 @@
+/** Sends cases to a shim, many at the same time, and looks at what it answers. */
+
+import { assertEquals } from "@std/assert";
+import { ttrpc } from "../../lib/api/ttrpc.js";
+import { isDisconnect, MAX_PAYLOAD, MessageType, readFrames } from "../../lib/ttrpc/frame.ts";
+import { REQUEST } from "../e2e/wire.ts";
+import { within } from "../e2e/until.ts";
+import type { Case } from "./case.ts";
+import { concat } from "./protobuf.ts";
+import { framesOf } from "./traffic.ts";
+
+/** How many connections are left open, without anybody who reads, while others come and go. */
+const LEFT_OPEN = 40;
+
+/** Plays cases. */
+export class Player {
+  readonly #path: string;
+  readonly #answersAll: boolean;
+  readonly #left: Deno.Conn[] = [];
+
+  /**
+   * @param path of the shim's socket
+   * @param answersAll whether each request is answered of a client that sends nothing more, but reads
+   */
+  constructor(path: string, answersAll: boolean) {
+    this.#path = path;
+    this.#answersAll = answersAll;
+  }
+
+  /**
+   * Sends a case, and waits for the answers if it is one that does.
+   *
+   * @throws {Error} when an answer is missing, or is none
+   */
+  async play({ chunks, ending }: Case): Promise<void> {
+    const conn = await Deno.connect({ transport: "unix", path: this.#path });
+    if (ending === "left" || ending === "half") {
+      // There may never be room for all of it.
+      const written = write(conn, chunks);
+      (ending === "half" ? written.then(() => conn.closeWrite()) : written).catch(() => {});
+      this.#left.push(conn);
+      if (this.#left.length > LEFT_OPEN) this.#left.shift()!.close();
+      return;
+    }
+    try {
+      if (ending === "closed") return await writeAsFarAsTaken(conn, chunks);
+      const answers = readAnswers(conn);
+      answers.catch(() => {});
+      await within("what is sent to be taken", write(conn, chunks));
+      await conn.closeWrite();
+      const answered = await within("all answers, and the end of the connection", answers);
+      if (!this.#answersAll) return;
+      const asked = framesOf(concat(chunks)).filter(({ isWhole, type }) => isWhole && type === REQUEST)
+        .map(({ stream }) => stream);
+      assertEquals(answered.toSorted(), asked.toSorted(), "the streams that have had an answer");
+    } finally {
+      conn.close();
+    }
+  }
+
+  /** Closes what has been left open. */
+  close(): void {
+    for (const conn of this.#left.splice(0)) conn.close();
+  }
+}
+
+async function write(conn: Deno.Conn, chunks: readonly Uint8Array[]): Promise<void> {
+  for (const chunk of chunks) {
+    for (let at = 0; at < chunk.length;) at += await conn.write(chunk.subarray(at));
+  }
+}
+
+/** Writes until the connection has no more room, as it may have none ever again: nobody reads the answers. */
+async function writeAsFarAsTaken(conn: Deno.Conn, chunks: readonly Uint8Array[]): Promise<void> {
+  const full = Promise.withResolvers<void>();
+  const timer = setTimeout(full.resolve, FULL_MS);
+  const written = write(conn, chunks);
+  written.catch(() => {});
+  try {
+    await Promise.race([written, full.promise]);
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+/** After how long without room a connection counts as full, in ms. */
+const FULL_MS = 100;
+
+/** Reads all answers up to the end; gives their streams. */
+async function readAnswers(conn: Deno.Conn): Promise<number[]> {
+  const streams: number[] = [];
+  try {
+    await readFrames(conn, MessageType.RESPONSE, {
+      stopped: false,
+      onFrame: (stream, payload) => {
+        ttrpc.Response.decode(payload);
+        streams.push(stream);
+      },
+      onOversized: (stream, length) => {
+        throw new Error(`an answer has ${length} bytes on stream ${stream}: more than ${MAX_PAYLOAD}`);
+      },
+      onBatchEnd: () => {},
+      backpressure: () => undefined,
+    });
+  } catch (error) {
+    // What is missing is known by what has come.
+    if (!isDisconnect(error)) throw error;
+  }
+  return streams;
+}
