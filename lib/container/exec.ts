@@ -176,8 +176,8 @@ export class Exec extends Process {
   }
 
   get #pidFile(): string {
-    // An exec may be called "init", and init.pid is the container's.
-    const name = this.id === "init" ? ".init" : this.id;
+    // An exec may be called "init" or "shim", and init.pid is the container's, shim.pid containerd's.
+    const name = this.id === "init" || this.id === "shim" ? `.${this.id}` : this.id;
     return `${this.#init.config.bundle}/${name}.pid`;
   }
 }
