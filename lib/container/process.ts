@@ -35,7 +35,7 @@ export abstract class Process {
   #pid = 0;
   #stdinClosed = false;
   #exit: ProcessExit | undefined;
-  readonly #exited = Promise.withResolvers<ProcessExit>();
+  readonly #waiting = new Set<(exit: ProcessExit) => void>();
   #last: Promise<unknown> = Promise.resolve();
   /** Whether its streams have been opened by another process, for a start that goes on here. */
   #hasStreams = false;
@@ -70,10 +70,7 @@ export abstract class Process {
     const { pid, exit, isStdinClosed, streams } = record;
     this.#pid = pid;
     this.#stdinClosed = isStdinClosed;
-    if (exit !== undefined) {
-      this.#exit = { status: exit.status, at: new Date(exit.at) };
-      this.#exited.resolve(this.#exit);
-    }
+    if (exit !== undefined) this.#exit = { status: exit.status, at: new Date(exit.at) };
     if (streams === undefined) return;
     if (pid === 0 && !this.hasBegun) {
       // They were for a start that has not been begun: it opens its own.
@@ -118,9 +115,22 @@ export abstract class Process {
     return this.streams?.moved ?? {};
   }
 
-  /** Settled when it has ended: at once, when it has already. */
-  wait(): ProcessExit | Promise<ProcessExit> {
-    return this.#exit ?? this.#exited.promise;
+  /**
+   * Settled when it has ended: at once, when it has already.
+   *
+   * @param givenUp aborted when nobody waits any more: a process may run for years, and is not to know of all who have
+   * waited; its reason is what is thrown
+   */
+  wait(givenUp?: AbortSignal): ProcessExit | Promise<ProcessExit> {
+    if (this.#exit !== undefined) return this.#exit;
+    return new Promise((resolve, reject) => {
+      if (givenUp?.aborted) return reject(givenUp.reason);
+      this.#waiting.add(resolve);
+      givenUp?.addEventListener("abort", () => {
+        this.#waiting.delete(resolve);
+        reject(givenUp.reason);
+      });
+    });
   }
 
   /** Records how it ended; once is enough. */
@@ -134,7 +144,8 @@ export abstract class Process {
     }
     this.#exit = exit;
     if (this.machine.canBecome("stopped")) this.machine.become("stopped");
-    this.#exited.resolve(exit);
+    for (const resolve of this.#waiting) resolve(exit);
+    this.#waiting.clear();
   }
 
   /** Has it run. */

@@ -183,7 +183,7 @@ export class ShimService implements Loaded {
         "CloseIO",
         this.#change(v1.CloseIORequest, Empty, ({ id, stdin }) => done(Promise.resolve(this.#closeIO(id, stdin)))),
       ],
-      ["Wait", method(v1.WaitRequest, v1.WaitResponse, ({ id }) => this.#wait(id))],
+      ["Wait", method(v1.WaitRequest, v1.WaitResponse, ({ id }, { signal }) => this.#wait(id, signal))],
     ]);
   }
 
@@ -404,8 +404,8 @@ export class ShimService implements Loaded {
     if (stdin) process.closeStdin();
   }
 
-  #wait(id: string) {
-    const exit = this.#process(id).wait();
+  #wait(id: string, givenUp: AbortSignal) {
+    const exit = this.#process(id).wait(givenUp);
     return exit instanceof Promise ? exit.then(exitOf) : exitOf(exit);
   }
 
@@ -452,11 +452,11 @@ function payloadOf({ payload, code, message }: AnswerRecord): Uint8Array {
 function method<Request, Response>(
   request: Type<Request>,
   response: Encoder<Response>,
-  answer: (request: Request) => Response | void | Promise<Response | void>,
+  answer: (request: Request, call: Call) => Response | void | Promise<Response | void>,
 ): Handler {
   const encode = (message: Response | void) => response.encode(message ?? {} as Response).finish();
-  return (payload) => {
-    const answered = answer(decode(request, payload, "request"));
+  return (payload, call) => {
+    const answered = answer(decode(request, payload, "request"), call);
     return answered instanceof Promise ? answered.then(encode) : encode(answered);
   };
 }
