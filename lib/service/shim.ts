@@ -504,12 +504,28 @@ function criuOptionsOf(
   };
 }
 
+/** The longest path, and the longest argument of a program, in bytes: what a `binary://` URI is made of. */
+const LONGEST_PATH = 4096;
+const LONGEST_URI = 131_072;
+
+/** @throws {StatusError} INVALID_ARGUMENT for what can be no path: it would be written down with each change of anything */
+function requirePath(path: string, what: string): void {
+  const most = /^[A-Za-z]+:/.test(path) ? LONGEST_URI : LONGEST_PATH;
+  if (path.length <= most && !path.includes("\0")) return;
+  const why = path.length > most ? `has ${path.length} characters: ${most} are allowed` : "has a NUL in it";
+  throw new StatusError(Code.INVALID_ARGUMENT, `the path of ${what} ${why}`);
+}
+
+/** @throws {StatusError} INVALID_ARGUMENT */
 function stdioOf({ stdin, stdout, stderr, terminal }: {
   readonly stdin: string;
   readonly stdout: string;
   readonly stderr: string;
   readonly terminal: boolean;
 }) {
+  requirePath(stdin, "stdin");
+  requirePath(stdout, "stdout");
+  requirePath(stderr, "stderr");
   return { stdin, stdout, stderr, terminal };
 }
 
@@ -528,7 +544,18 @@ function jsonOf(any: google.protobuf.Any.$Properties | null | undefined, what: s
   if (typeof value !== "object" || value === null || Array.isArray(value)) {
     throw new StatusError(Code.INVALID_ARGUMENT, `the ${what} is not a JSON object`);
   }
+  if (isDeeperThan(DEEPEST, value)) {
+    throw new StatusError(Code.INVALID_ARGUMENT, `the ${what} is nested more than ${DEEPEST} times`);
+  }
   return value as Record<string, unknown>;
+}
+
+/** How deep JSON may be nested. A specification's is not; and what is read at any depth cannot be written at any. */
+const DEEPEST = 100;
+
+function isDeeperThan(depth: number, value: unknown): boolean {
+  if (typeof value !== "object" || value === null) return false;
+  return depth === 0 || Object.values(value).some((each) => isDeeperThan(depth - 1, each));
 }
 
 /** The longest name of a file, and what is put behind an id at most to make one. */
