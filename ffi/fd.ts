@@ -12,6 +12,7 @@ const c = libc({
   write: [["i32", "buffer", "usize"], "i32"],
   pread: [["i32", "buffer", "usize", "i64"], "isize"],
   pwrite: [["i32", "buffer", "usize", "i64"], "isize"],
+  fallocate: [["i32", "i32", "i64", "i64"], "i32"],
 });
 
 /** Flags of open(2), from asm-generic/fcntl.h. */
@@ -111,6 +112,14 @@ export function writeAt(fd: number, buffer: Uint8Array<ArrayBuffer>, at: number)
 /** pread(2): reads from a place of a file, in bytes; the number of bytes, fewer at its end, -1 on failure (see errno). */
 export function readAt(fd: number, buffer: Uint8Array<ArrayBuffer>, at: number): number {
   return Number(c().pread(fd, buffer, BigInt(buffer.length), BigInt(at)));
+}
+
+/** fallocate(2): FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, from linux/falloc.h. */
+const PUNCH_HOLE = 0x01 | 0x02;
+
+/** Gives back the room that a part of a file takes, which is read as zeros from then on; false where that cannot be done. */
+export function punchHole(fd: number, at: number, length: number): boolean {
+  return c().fallocate(fd, PUNCH_HOLE, BigInt(at), BigInt(length)) === 0;
 }
 
 /** What a descriptor is, as /proc/self/fd shows it: `socket:[4711]`, `/run/x`; undefined when it is not open. */

@@ -17,6 +17,8 @@ const FIELD = { room: 0, kind: 4, id: 8, connection: 12, stream: 16, tries: 20, 
 const Kind = { FREE: 0, CALL: 1, ANSWERED: 2, PART: 3 } as const;
 /** The least room for a content, in bytes; more is a power of two times that. */
 const LEAST_ROOM = 208;
+/** How much room is given back when it is free, in bytes: it is memory, and the file lives as long as the container. */
+const LARGE_ROOM = 65_536;
 /** The longest that anything is believed to be, in bytes: more than a frame. */
 const MOST_ROOM = 1 << 24;
 
@@ -213,6 +215,7 @@ export class CallFile {
 
   #release({ at, room }: Entry): void {
     this.#set({ at, room }, FIELD.kind, Kind.FREE);
+    if (room >= LARGE_ROOM) fds.punchHole(this.fd, at + HEADER_SIZE, room);
     this.#free.push({ at, room });
   }
 

@@ -117,6 +117,20 @@ Deno.test("another process goes on with the file: numbers go on, and so do calls
   assertEquals(sizeOf(next), entryAt(2) + HEADER_SIZE + "three".length);
 });
 
+Deno.test("a large call that has ended takes no memory", () => {
+  using file = create();
+  const taken = () => (Deno.statSync(`/proc/self/fd/${file.fd}`).blocks ?? 0) * 512;
+  const before = taken();
+  const large = file.begin(2, 1, new Uint8Array(1 << 20));
+  const small = file.begin(2, 3, bytes("small"));
+  file.addPart(5, new Uint8Array(1 << 20), 1 << 20);
+  assert(taken() > 2 << 20, `${taken()} bytes`);
+  file.end(large);
+  file.endPart(5);
+  assert(taken() <= before + 4 * 4096, `${taken()} bytes, ${before} before`);
+  assertEquals(found(file), [`${small}: 2/3 small`]);
+});
+
 Deno.test("no call has a number that is not to be given", () => {
   using file = create();
   file.skipTo(10);
