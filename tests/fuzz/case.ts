@@ -146,7 +146,7 @@ function mutatedRequest(random: Seeded): Uint8Array {
 
 /** An Exec or an Update with JSON that is wrong. */
 function mutatedSpec(random: Seeded): Uint8Array {
-  const request = random.oneIn(12)
+  const request = random.oneIn(40)
     ? ["Update", [update(mutateJson(resources(), random), random)]] as const
     : ["Exec", [...exec(random), process(mutateJson(processSpec(random), random), random)]] as const;
   return frame(random, goodRequest(random, [request[0], [...request[1]]]));
@@ -187,7 +187,7 @@ function oversized(random: Seeded): Uint8Array {
 
 /** More answers than a socket takes: many small ones, or some that say how long a name is that is not known. */
 function flood(random: Seeded): Uint8Array {
-  const isLarge = random.oneIn(3);
+  const isLarge = random.oneIn(5);
   const payload = isLarge
     ? encodeFields([bytesField(1, new Uint8Array(1 << 20).fill(120)), textField(2, "x")])
     : encodeFields([textField(1, SERVICE), textField(2, "State"), bytesField(3, encodeFields([textField(1, INIT)]))]);
@@ -210,7 +210,7 @@ function life(random: Seeded): Uint8Array {
   const spec = new TextEncoder().encode(JSON.stringify(processSpec(random)));
   const steps: [string, Field[]][] = [
     ["Exec", [id, ...exec(random).slice(1), process(spec, random)]],
-    ...random.oneIn(3) ? [["Start", [id]] as [string, Field[]]] : [],
+    ...random.oneIn(8) ? [["Start", [id]] as [string, Field[]]] : [],
     ["State", [id]],
     ["ResizePty", [id, numberField(2, 80), numberField(3, 24)]],
     ["CloseIO", [id, numberField(2, 1)]],

@@ -24,7 +24,7 @@ export interface FuzzOptions {
 }
 
 /** How many connections there are at a time. */
-const WORKERS = 16;
+const WORKERS = 32;
 
 /** After how many cases it is looked whether all is well. */
 const BATCH = 1000;

@@ -101,49 +101,46 @@ type Method = readonly [weight: number, readonly [name: string, request: (random
 
 /** The methods of the service. Those are rare that have the OCI runtime started, which takes a thousand times as long. */
 export const METHODS: readonly Method[] = [
-  [12, ["State", (random) => [id(random)]]],
-  [
-    8,
-    ["Create", (random) => [
-      textField(1, random.pick([INIT, "d"])),
-      textField(2, PLACE),
-      textField(3, "runc"),
-      bytesField(4, encodeFields([textField(1, "tmpfs"), textField(2, "none"), textField(4, "ro")])),
-      ...[6, 7, 8].map((number) => textField(number, random.pick(TARGETS))),
-      textField(9, random.pick(["", NO_FOLDER])),
-      anyField(11, "containerd.linux.runc.CreateOptions", encodeFields([numberField(1, 1), textField(13, NO_FOLDER)])),
-    ]],
-  ],
-  [3, ["Start", (random) => [id(random)]]],
+  [120, ["State", (random) => [id(random)]]],
+  [80, ["Create", (random) => [
+    textField(1, random.pick([INIT, "d"])),
+    textField(2, PLACE),
+    textField(3, "runc"),
+    bytesField(4, encodeFields([textField(1, "tmpfs"), textField(2, "none"), textField(4, "ro")])),
+    ...[6, 7, 8].map((number) => textField(number, random.pick(TARGETS))),
+    textField(9, random.pick(["", NO_FOLDER])),
+    anyField(11, "containerd.linux.runc.CreateOptions", encodeFields([numberField(1, 1), textField(13, NO_FOLDER)])),
+  ]]],
+  [6, ["Start", (random) => [id(random)]]],
   // The container runs: it is not deleted.
-  [5, ["Delete", () => []]],
-  [8, ["DeleteProcess", (random) => [id(random)]]],
+  [50, ["Delete", () => []]],
+  [80, ["DeleteProcess", (random) => [id(random)]]],
   [1, ["ListPids", () => [textField(1, INIT)]]],
-  [3, ["Pause", () => []]],
-  [4, ["Resume", () => []]],
-  [
-    2,
-    ["Checkpoint", (random) => [
-      textField(1, random.pick(["", "", NO_FOLDER])),
-      anyField(2, "containerd.linux.runc.CheckpointOptions", checkpointOptions()),
-    ]],
-  ],
-  [
-    8,
-    [
-      "Kill",
-      (random) => [id(random), numberField(2, random.pick([9, 15, 0, 1, 64, 65])), numberField(3, random.below(2))],
+  [30, ["Pause", () => []]],
+  [40, ["Resume", () => []]],
+  [6, ["Checkpoint", (random) => [
+    textField(1, random.pick(["", "", "", NO_FOLDER])),
+    anyField(2, "containerd.linux.runc.CheckpointOptions", checkpointOptions()),
+  ]]],
+  [80, [
+    "Kill",
+    (
+      random,
+    ) => [
+      textField(1, random.oneIn(30) ? INIT : random.pick(EXECS)),
+      numberField(2, random.pick([9, 15, 0, 1, 64, 65])),
+      numberField(3, random.below(2)),
     ],
-  ],
-  [12, ["Exec", (random) => [...exec(random), process(json(processSpec(random)), random)]]],
-  [
-    8,
-    ["ResizePty", (random) => [id(random), numberField(2, random.below(70_000)), numberField(3, random.below(200))]],
-  ],
-  [8, ["CloseIO", (random) => [id(random), numberField(2, 1)]]],
-  [5, ["ShimInfo", () => []]],
+  ]],
+  [120, ["Exec", (random) => [...exec(random), process(json(processSpec(random)), random)]]],
+  [80, [
+    "ResizePty",
+    (random) => [id(random), numberField(2, random.below(70_000)), numberField(3, random.below(200))],
+  ]],
+  [80, ["CloseIO", (random) => [id(random), numberField(2, 1)]]],
+  [50, ["ShimInfo", () => []]],
   [1, ["Update", (random) => [update(json(resources()), random)]]],
-  [6, ["Wait", (random) => [id(random)]]],
+  [60, ["Wait", (random) => [id(random)]]],
 ];
 
 /** Methods and services that there are not. */

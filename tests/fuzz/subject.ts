@@ -7,7 +7,7 @@ import { assertOpenFiles, emptyFolder, field, type Machine, openFiles, withMachi
 import { zombies } from "../e2e/leftovers.ts";
 import { numbered } from "../e2e/numbered.ts";
 import { Printed } from "../e2e/printing.ts";
-import { isAlive, isHolder } from "../e2e/proc.ts";
+import { descriptorsOf, isAlive, isHolder } from "../e2e/proc.ts";
 import { type Shim, Status, withShim } from "../e2e/shim.ts";
 import { until } from "../e2e/until.ts";
 import { Code, StatusError } from "../../lib/ttrpc/status.ts";
@@ -38,12 +38,19 @@ const COMING_AND_GOING = ["log.json", "shim.state", "shim.state.before"];
 
 /** What a shim uses at a time. */
 export interface Usage {
-  /** Private memory that has been written to, of all its processes, in KiB. */
+  /** Private memory that has been written to, and files in memory, of all its processes, in KiB. */
   readonly memory: number;
   /** What each of its processes has open. */
   readonly files: ReadonlyMap<number, Readonly<Record<string, number>>>;
   /** Files where it may make some, and in folders where it may not. */
   readonly names: readonly string[];
+}
+
+/** What the files in memory take that a process has open, in KiB. */
+function memoryFiles(pid: number): number {
+  return [...descriptorsOf(pid)].filter(([_, file]) => file.startsWith("/memfd:"))
+    .map(([fd]) => (Deno.statSync(`/proc/${pid}/fd/${fd}`).blocks ?? 0) / 2)
+    .reduce((sum, each) => sum + each, 0);
 }
 
 /** The shim that cases are sent to. */
@@ -147,7 +154,7 @@ export class Subject {
   }
 
   #memory(): number {
-    return this.#pids.reduce((sum, pid) => sum + field(pid, "smaps_rollup", "Private_Dirty"), 0);
+    return this.#pids.reduce((sum, pid) => sum + field(pid, "smaps_rollup", "Private_Dirty") + memoryFiles(pid), 0);
   }
 
   #names(): string[] {
