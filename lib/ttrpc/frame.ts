@@ -138,8 +138,10 @@ export async function readFrames(
       }
       const size = HEADER_SIZE + length;
       if (end - start < size) {
-        if (size > buffer.length) {
-          const large = new Uint8Array(size);
+        // Room for as much again as has come: that more will come has only been said.
+        const room = Math.min(size, Math.max(READ_BUFFER_SIZE, 2 * (end - start)));
+        if (room > buffer.length) {
+          const large = new Uint8Array(room);
           large.set(buffer.subarray(start, end));
           buffer = large;
           view = new DataView(large.buffer);
@@ -171,7 +173,7 @@ export async function readFrames(
     }
 
     if (start === end) {
-      // A larger buffer has the size of the one frame it was made for, so nothing is left in it here.
+      // A larger buffer has no more room than for the one frame it was made for, so nothing is left in it here.
       buffer = small;
       view = smallView;
       end = 0;
