@@ -28,7 +28,7 @@ import {
   UNKNOWN_SERVICES,
   update,
 } from "./requests.ts";
-import { framesOf, isEndless, isHarmful } from "./traffic.ts";
+import { framesOf, isEndless, isHarmful, type Sent } from "./traffic.ts";
 
 /**
  * How a connection ends:
@@ -47,20 +47,27 @@ export interface Case {
   readonly ending: Ending;
 }
 
-/** Makes the case of this number. */
-export function makeCase(seed: number, number: number): Case {
+/**
+ * Makes the case of this number.
+ *
+ * @param without methods that are not called
+ */
+export function makeCase(seed: number, number: number, without: readonly string[] = []): Case {
   const random = new Seeded(mix(seed, number));
-  let bytes: Uint8Array;
   // One that the container would notice is not taken.
-  do bytes = concat(Array.from({ length: random.oneIn(3) ? 1 + random.below(5) : 1 }, () => piece(random))); while (
-    framesOf(bytes).some(isHarmful)
-  );
+  const isTaken = (frame: Sent) => !isHarmful(frame) && !without.includes(frame.request?.method ?? "");
+  let bytes = pieces(random);
+  while (!framesOf(bytes).every(isTaken)) bytes = pieces(random);
   // A connection that is closed at a byte in the middle.
   if (random.oneIn(8)) bytes = bytes.subarray(0, random.below(bytes.length + 1));
   const ending = random.weighted<Ending>([[10, "answered"], [6, "closed"], [2, "left"], [1, "half"]]);
   // What is not answered is not waited for.
   const isWaitedFor = ending === "answered" && framesOf(bytes).some(isEndless);
   return { number, chunks: split(bytes, random), ending: isWaitedFor ? "half" : ending };
+}
+
+function pieces(random: Seeded): Uint8Array {
+  return concat(Array.from({ length: random.oneIn(3) ? 1 + random.below(5) : 1 }, () => piece(random)));
 }
 
 /** Makes what begins alike, of seeds and numbers that are, begin differently. */
@@ -95,7 +102,7 @@ function piece(random: Seeded): Uint8Array {
     [8, streams],
     [8, life],
     [10, (random) => random.bytes(random.below(200))],
-    [1, (random) => random.oneIn(3) ? oversized(random) : flood(random)],
+    [1, (random) => random.oneIn(4) ? oversized(random) : flood(random)],
   ])(random);
 }
 
@@ -187,12 +194,12 @@ function oversized(random: Seeded): Uint8Array {
 
 /** More answers than a socket takes: many small ones, or some that say how long a name is that is not known. */
 function flood(random: Seeded): Uint8Array {
-  const isLarge = random.oneIn(5);
+  const isLarge = random.oneIn(8);
   const payload = isLarge
     ? encodeFields([bytesField(1, new Uint8Array(1 << 20).fill(120)), textField(2, "x")])
     : encodeFields([textField(1, SERVICE), textField(2, "State"), bytesField(3, encodeFields([textField(1, INIT)]))]);
   const each = encodeFrame({ stream: 1, type: REQUEST, payload });
-  return concat(Array(isLarge ? 3 + random.below(12) : 500 + random.below(3000)).fill(each));
+  return concat(Array(isLarge ? 3 + random.below(12) : 500 + random.below(1500)).fill(each));
 }
 
 /** Several requests on a stream that has one, or on those that are a server's. */

@@ -19,6 +19,8 @@ export interface FuzzOptions {
   readonly seconds: number;
   /** The number of the only case, if there is one. */
   readonly only?: number | undefined;
+  /** Methods that are not called. */
+  readonly without: readonly string[];
   /** A file with the cases, instead of the seed's. */
   readonly replay?: string | undefined;
 }
@@ -66,12 +68,12 @@ export async function fuzz(options: FuzzOptions): Promise<void> {
     await withSubject((subject) => new Run(subject, options).run());
   } catch (error) {
     if (!(error instanceof Harm)) throw error;
-    throw await explain(error, seed);
+    throw await explain(error, options);
   }
 }
 
 /** Finds out which case has done harm, by doing one after the other, and says so. */
-async function explain(harm: Harm, seed: number): Promise<Error> {
+async function explain(harm: Harm, { seed, without }: FuzzOptions): Promise<Error> {
   let { cases } = harm;
   if (cases.length > 1) {
     console.log(`${harm.message}; it is one of ${cases.length} cases: looking for it`);
@@ -84,7 +86,9 @@ async function explain(harm: Harm, seed: number): Promise<Error> {
   save(HARM_FILE, cases);
   const [first] = cases;
   const what = cases.length === 1 && first !== undefined
-    ? `${describe(first)}\nTo see it again: deno task fuzz --seed ${seed} --case ${first.number}`
+    ? `${describe(first)}\nTo see it again: deno task fuzz --seed ${seed} --case ${first.number}${
+      without.length > 0 ? ` --without ${without}` : ""
+    }`
     : `it takes more than one of the cases ${first?.number} to ${cases.at(-1)?.number}`;
   return new Error(`seed ${seed}: ${harm.message}\n${what}, or --replay ${HARM_FILE}`, { cause: harm.cause });
 }
@@ -177,7 +181,7 @@ class Run {
   }
 
   #case(number: number): Case {
-    return this.#saved?.[number] ?? makeCase(this.#options.seed, number);
+    return this.#saved?.[number] ?? makeCase(this.#options.seed, number, this.#options.without);
   }
 
   /** Plays some cases, and looks whether all is well. */

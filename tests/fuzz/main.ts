@@ -1,8 +1,8 @@
 /**
  * Sends a shim what nobody should, and looks whether its container, or a client that behaves, can notice.
  *
- *     deno run -A tests/fuzz/main.ts [--seed N] [--cases N] [--seconds S] [--case N] [--replay FILE] [--shim PATH]
- *         [--way alone|hosted]
+ *     deno run -A tests/fuzz/main.ts [--seed N] [--cases N] [--seconds S] [--case N] [--replay FILE]
+ *         [--without METHOD,...] [--shim PATH] [--way alone|hosted]
  *
  * There are 200,000 cases unless told otherwise, in each of the two ways that a shim of ours can live. A seed makes the
  * same cases each time. When something is noticed, the case that has done it is printed, and written to build/fuzz.json:

@@ -2,8 +2,8 @@
 
 import type { FuzzOptions } from "./fuzz.ts";
 
-/** The names of what can be told; all are numbers but the last, which is a file. */
-export const NAMES = ["seed", "cases", "seconds", "case", "replay"] as const;
+/** The names of what can be told: numbers, then methods with commas between them, and a file. */
+export const NAMES = ["seed", "cases", "seconds", "case", "without", "replay"] as const;
 
 /** The name that something has in the environment. */
 export function variable(name: string): string {
@@ -26,6 +26,7 @@ export function optionsOfEnvironment(): FuzzOptions {
     cases: cases ?? CASES,
     seconds: seconds ?? SECONDS,
     only,
+    without: Deno.env.get(variable("without"))?.split(",") ?? [],
     replay: Deno.env.get(variable("replay")),
   };
 }

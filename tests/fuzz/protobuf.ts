@@ -89,7 +89,7 @@ const NUMBERS: readonly (number | bigint)[] = [
 
 /** A text that is wrong, now and then one of a MB. */
 export function wrongText(random: Seeded): Uint8Array {
-  if (random.oneIn(300)) return new Uint8Array(LARGE).fill(random.pick(["x", "/", ".", "\0"]).charCodeAt(0));
+  if (random.oneIn(500)) return new Uint8Array(LARGE).fill(random.pick(["x", "/", ".", "\0"]).charCodeAt(0));
   if (random.oneIn(5)) return random.pick(NO_UTF8);
   return encoder.encode(random.pick(TEXTS));
 }
