@@ -64,7 +64,7 @@ onlyOurs(
 
 /** Registers a process of the container with these of its request, and gives the code of the answer. */
 async function execCode(shim: Shim, more: v1.IExecProcessRequest): Promise<Code> {
-  const value = new TextEncoder().encode('{"args":["true"],"cwd":"/","user":{"uid":0,"gid":0}}');
+  const value = new TextEncoder().encode('{"args":["/bin/true"],"cwd":"/","user":{"uid":0,"gid":0}}');
   const request = v1.ExecProcessRequest.encode({ id: "e", spec: { value }, ...more }).finish();
   try {
     await shim.call("Exec", request, { decode: () => {} });

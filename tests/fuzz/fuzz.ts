@@ -62,8 +62,10 @@ class Harm extends Error {
  * @throws {Error} which names the case that has done harm, as far as that can be found out
  */
 export async function fuzz(options: FuzzOptions): Promise<void> {
-  const { seed, replay, only } = options;
-  console.log(`seed ${seed}, ${replay ?? (only === undefined ? `up to ${options.cases} cases` : `case ${only}`)}`);
+  const { seed, replay, only, cases, seconds } = options;
+  console.log(
+    `seed ${seed}, ${replay ?? (only === undefined ? `up to ${cases} cases, or ${seconds} s` : `case ${only}`)}`,
+  );
   try {
     await withSubject((subject) => new Run(subject, options).run());
   } catch (error) {
