@@ -2,6 +2,7 @@
 
 PREFIX := /usr/local
 BENCH :=
+FUZZ :=
 
 TOOLS := build/tools
 DENO := $(TOOLS)/node_modules/@deno/linux-x64-glibc/deno
@@ -75,8 +76,10 @@ bench: bin/containerd-shim
 	sh tests/setup.sh
 	$(DENO) task bench $(BENCH)
 
-fuzz: $(API) $(DENO)
-	$(DENO) task fuzz
+# For example: make fuzz FUZZ="--seed 1 --cases 5000 --way hosted"
+fuzz: bin/containerd-shim
+	sh tests/setup.sh
+	$(DENO) task fuzz $(FUZZ)
 
 install: bin/containerd-shim bin/containerd-shim.cdx.json
 	install -D -m 0755 bin/containerd-shim $(DESTDIR)$(PREFIX)/bin/containerd-shim
