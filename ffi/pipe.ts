@@ -64,6 +64,8 @@ export function splice(from: number, to: number, length: number): number {
 
 /** How much {@link copy} moves at once, in bytes: all that a terminal holds. */
 const COPY_SIZE = 65_536;
+/** What {@link SystemError} calls the writer's part of {@link copy}. */
+export const WRITE_CALL = "write to descriptor";
 let buffer: Uint8Array<ArrayBuffer> | undefined;
 
 /**
@@ -81,7 +83,7 @@ export function copy(from: number, to: number, length: number): number {
     if (error === Errno.EAGAIN || error === Errno.EINTR) return -1;
     throw new SystemError("read of descriptor", error, from);
   }
-  for (let at = 0; at < count;) at += check(fds.write(to, buffer.subarray(at, count)), "write to descriptor", to);
+  for (let at = 0; at < count;) at += check(fds.write(to, buffer.subarray(at, count)), WRITE_CALL, to);
   return count;
 }
 

@@ -20,6 +20,15 @@ export function readPidFile(path: string): number {
   return pid;
 }
 
+/** Removes a file, which may not be there. */
+export function removeIfThere(path: string): void {
+  try {
+    Deno.removeSync(path);
+  } catch (error) {
+    if (!(error instanceof Deno.errors.NotFound)) throw error;
+  }
+}
+
 /**
  * Whether the container that `config.json` describes has a pid namespace of its own, which ends with its init. When
  * that cannot be told, it is taken to have none.

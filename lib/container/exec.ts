@@ -4,7 +4,7 @@ import { Errno, SystemError } from "../../ffi/libc.ts";
 import { Signal } from "../../ffi/signals.ts";
 import { Code, StatusError } from "../ttrpc/status.ts";
 import { RuntimeError } from "../runtime/runc.ts";
-import { readPidFile } from "./bundle.ts";
+import { readPidFile, removeIfThere } from "./bundle.ts";
 import type { Context } from "./context.ts";
 import type { Init } from "./init.ts";
 import type { ExecRecord } from "../record/record.ts";
@@ -179,13 +179,5 @@ export class Exec extends Process {
     // An exec may be called "init" or "shim", and init.pid is the container's, shim.pid containerd's.
     const name = this.id === "init" || this.id === "shim" ? `.${this.id}` : this.id;
     return `${this.#init.config.bundle}/${name}.pid`;
-  }
-}
-
-function removeIfThere(path: string): void {
-  try {
-    Deno.removeSync(path);
-  } catch (error) {
-    if (!(error instanceof Deno.errors.NotFound)) throw error;
   }
 }

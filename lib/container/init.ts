@@ -12,7 +12,7 @@ import {
   RuntimeError,
 } from "../runtime/runc.ts";
 import { Code, StatusError } from "../ttrpc/status.ts";
-import { ownsPidNamespace, PID_FILE, readPidFile } from "./bundle.ts";
+import { ownsPidNamespace, PID_FILE, readPidFile, removeIfThere } from "./bundle.ts";
 import type { Context } from "./context.ts";
 import { withCriu } from "./criu.ts";
 import { INIT_SLOT } from "../record/keeper.ts";
@@ -211,6 +211,8 @@ export class Init extends Process {
     using _hold = this.context.reaper.hold();
     let exists = false;
     try {
+      // A runtime that writes down none is not to be taken for one that has written down that of another container.
+      if (!this.hasBegun) removeIfThere(this.#pidFile);
       const made = command(streams.stdio);
       // While runc works.
       this.#ownsPidNamespace = ownsPidNamespace(bundle, this.context.log);

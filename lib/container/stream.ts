@@ -2,7 +2,7 @@
 
 import { close } from "../../ffi/fd.ts";
 import { Errno, SystemError } from "../../ffi/libc.ts";
-import { copy, growPipe, splice } from "../../ffi/pipe.ts";
+import { copy, growPipe, splice, WRITE_CALL } from "../../ffi/pipe.ts";
 import { Event, type Poller } from "../../ffi/poll.ts";
 import { after } from "../../ffi/timer.ts";
 
@@ -69,6 +69,8 @@ export class Stream {
   #timer: Disposable | undefined;
   /** Whether the kernel has just said that nobody has the terminal open. */
   #hungUp = false;
+  /** Whether the last bytes for a file could not be written. */
+  #isLosing = false;
   #bytes = 0;
 
   /**
@@ -176,6 +178,13 @@ export class Stream {
           this.#hungUp = true;
           continue;
         }
+        if (this.#toFile && error instanceof SystemError && error.call === WRITE_CALL) {
+          // The disk is full, say. What has been read is lost; the process is not to be kept waiting for room.
+          if (this.#isLosing) continue;
+          this.#isLosing = true;
+          this.#poller.again(this.#from);
+          throw error;
+        }
         this.close();
         // No reader is left, or all that was printed on the terminal has been moved.
         if (reason === Errno.EPIPE || reason === Errno.EIO) break;
@@ -186,7 +195,7 @@ export class Stream {
         this.close();
         break;
       }
-      this.#hungUp = false;
+      this.#hungUp = this.#isLosing = false;
       this.#bytes += count;
       moved += count;
       if (moved >= PIPE_SIZE) this.#grow();

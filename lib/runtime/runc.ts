@@ -1,6 +1,7 @@
 /** The command line of an OCI runtime: runc's, which crun and others follow. */
 
-import { Errno, SystemError } from "../../ffi/libc.ts";
+import * as fds from "../../ffi/fd.ts";
+import { check, Errno, SystemError } from "../../ffi/libc.ts";
 import { MemoryFile } from "../../ffi/memfd.ts";
 import { stat } from "../../ffi/stat.ts";
 import { messageOf } from "../errors.ts";
@@ -114,6 +115,9 @@ export interface CheckpointOptions extends CriuOptions {
 /** Options of {@link Runc.restore}. */
 export interface RestoreOptions extends CriuOptions, Pick<CreateOptions, "stdio" | "pidFile" | "noPivotRoot"> {}
 
+const LOG_MODE = 0o600;
+const NEWLINE = 0x0a;
+
 /** Commands that change nothing. */
 const READING: readonly string[] = ["ps", "state"];
 
@@ -139,7 +143,7 @@ export class Runc {
     const args = ["create", "--bundle", bundle, "--pid-file", options.pidFile];
     if (options.noPivotRoot) args.push("--no-pivot");
     if (options.noNewKeyring) args.push("--no-new-keyring");
-    await this.#withStdio(args, options.stdio, id);
+    await this.#withStdio(args, options.stdio, options.pidFile, id);
   }
 
   /** `start`: has the process of a created container run. */
@@ -159,6 +163,7 @@ export class Runc {
         options.pidFile,
       ],
       options.stdio,
+      options.pidFile,
       id,
     );
   }
@@ -199,7 +204,7 @@ export class Runc {
   async restore(id: string, bundle: string, options: RestoreOptions): Promise<void> {
     const args = ["restore", ...criuArgs(options), "--detach", "--bundle", bundle, "--pid-file", options.pidFile];
     if (options.noPivotRoot) args.push("--no-pivot");
-    await this.#withStdio(args, options.stdio, id);
+    await this.#withStdio(args, options.stdio, options.pidFile, id);
   }
 
   /**
@@ -235,19 +240,25 @@ export class Runc {
   async #withStdio(
     args: string[],
     stdio: ProcessStdio,
+    pidFile: string,
     id: string,
   ): Promise<void> {
-    if ("consoleSocket" in stdio) {
-      await this.#command([
-        ...args,
-        "--console-socket",
-        stdio.consoleSocket,
-        id,
-      ]);
-      return;
+    try {
+      if ("consoleSocket" in stdio) {
+        await this.#command([
+          ...args,
+          "--console-socket",
+          stdio.consoleSocket,
+          id,
+        ]);
+        return;
+      }
+      const { status, logged } = await this.#run([...args, id], stdio.descriptors);
+      if (status !== 0) throw this.#failure(args[0]!, status, logged, "");
+    } catch (error) {
+      removeUnfinished(pidFile);
+      throw error;
     }
-    const { status, logged } = await this.#run([...args, id], stdio.descriptors);
-    if (status !== 0) throw this.#failure(args[0]!, status, logged, "");
   }
 
   /** Runs a command whose output is its own; gives what it printed on standard output. */
@@ -324,7 +335,9 @@ export class Runc {
     const said = logs ?? printed.trim();
     const killed = status > 128;
     if (said === "") {
-      return new RuntimeError(`${this.#options.command} ${command} ended with status ${status} and said nothing`, {
+      const nothing = `${this.#options.command} ${command} ended with status ${status} and said nothing`;
+      const reason = this.#logTrouble();
+      return new RuntimeError(reason === undefined ? nothing : `${nothing}, for its log has no room: ${reason}`, {
         killed,
       });
     }
@@ -332,6 +345,22 @@ export class Runc {
     const noContainer = said.includes("does not exist") ||
       said.includes(`${this.#options.root}/`) && said.endsWith(": No such file or directory");
     return new RuntimeError(said, { killed, noContainer });
+  }
+
+  /** Why nothing can be written to the log, if nothing can. */
+  #logTrouble(): string | undefined {
+    try {
+      const fd = fds.open(this.#options.log, fds.O.WRONLY | fds.O.APPEND | fds.O.CREAT | fds.O.NOFOLLOW, LOG_MODE);
+      try {
+        // An empty line: of those that are none of the runtime's, nobody takes note.
+        check(fds.write(fd, new Uint8Array([NEWLINE])), "write to", this.#options.log);
+      } finally {
+        fds.close(fd);
+      }
+      return undefined;
+    } catch (error) {
+      return messageOf(error);
+    }
   }
 
   #lastError(since: number): string | undefined {
@@ -351,6 +380,16 @@ export class Runc {
       }
     }
     return undefined;
+  }
+}
+
+/** Removes what runc writes a pid file to before it has its name: as long as it is there, no other can be written. */
+function removeUnfinished(pidFile: string): void {
+  const slash = pidFile.lastIndexOf("/") + 1;
+  try {
+    Deno.removeSync(`${pidFile.slice(0, slash)}.${pidFile.slice(slash)}`);
+  } catch {
+    // As a rule it has its name, or has not been begun.
   }
 }
 
