@@ -61,6 +61,8 @@ export interface ShimOptions extends SpecOptions {
   readonly prefix?: readonly string[];
   /** Whether the test ends the shim itself. */
   readonly endsItself?: boolean;
+  /** Where the bundle really is, or the shim's other folder: what there is otherwise leads there. */
+  readonly elsewhere?: { readonly bundle?: string; readonly workdir?: string };
   /** Whether the bundle's folder has the name of the container, as it has where containerd makes it. */
   readonly isNamed?: boolean;
 }
@@ -192,7 +194,11 @@ export class Shim {
   async start(): Promise<void> {
     const { cgroups } = this.#options;
     if (cgroups === 2) this.#shown.use(await showCgroups2(`${this.folder}-cgroups`));
-    for (const each of [this.bundle, this.workdir]) await Deno.mkdir(each, { recursive: true });
+    const { elsewhere = {} } = this.#options;
+    for (const name of ["bundle", "workdir"] as const) {
+      if (elsewhere[name] === undefined) await Deno.mkdir(this[name], { recursive: true });
+      else await Deno.symlink(elsewhere[name], this[name]);
+    }
     await makeRootfs(this.rootfs);
     const spec = makeSpec(this.#options, { cgroup: `/${this.namespace}/${this.id}`, rootfs: this.rootfs });
     await Deno.writeTextFile(`${this.bundle}/config.json`, JSON.stringify(spec));
