@@ -139,13 +139,8 @@ export class Stream {
 
   /** Lets bytes come together, as long as enough do. */
   #gather(ms: number): void {
-    try {
-      this.#timer = after(this.#poller, ms, () => this.#gathered(ms));
-      this.#poller.pause(this.#from);
-    } catch {
-      // There is no descriptor for a timer: it goes on as it did.
-      this.#poller.again(this.#from);
-    }
+    this.#timer = after(this.#poller, ms, () => this.#gathered(ms));
+    this.#poller.pause(this.#from);
   }
 
   #gathered(ms: number): void {

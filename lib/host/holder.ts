@@ -2,7 +2,7 @@
 
 import * as fds from "../../ffi/fd.ts";
 import { type Message, receiveMessage, sendMessage } from "../../ffi/fd_passing.ts";
-import { SystemError } from "../../ffi/libc.ts";
+import { Errno, SystemError } from "../../ffi/libc.ts";
 import { Event, type Poller } from "../../ffi/poll.ts";
 import { parentOf } from "../../ffi/process.ts";
 import type { Parent, StartOptions } from "../reaper.ts";
@@ -293,7 +293,9 @@ export class Holder implements Parent {
         this.#wanted.delete(number);
         const [fd] = descriptors;
         if (fd !== undefined) return wanted.resolve(fd);
-        return wanted.reject(new SystemError(wanted.what, message.error));
+        // The holder has it, and this process has no number left for it.
+        if (message.error === 0) this.tell("drop", number);
+        return wanted.reject(new SystemError(wanted.what, message.error || Errno.EMFILE));
       }
     }
     this.#listener(message, descriptors);

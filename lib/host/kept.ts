@@ -134,6 +134,8 @@ class HolderShelf implements Shelf {
   }
 
   async accept(role: number, listener: number): Promise<number | undefined> {
+    // What there is no number for here is not to be accepted there: it waits.
+    fds.close(fds.duplicate(listener));
     try {
       const fd = await this.#keeper.accept(numberOf(this.slot, role), this.#numberOf(listener));
       this.take(role, fd);

@@ -311,7 +311,7 @@ static const uint64_t JOIN_TIMEOUT = 200000000, START_TIMEOUT = 999999999, RETRY
 static const uint64_t MOVE_TIMEOUT = 5000000000;
 
 /* unix(7), socket(7), cmsg(3), flock(2), wait(2): what the kernel's headers for programs leave to the C library's. */
-enum { AF_UNIX = 1, SCM_RIGHTS = 1, MSG_PEEK = 2, MSG_TRUNC = 0x20, MSG_DONTWAIT = 0x40 };
+enum { AF_UNIX = 1, SCM_RIGHTS = 1, MSG_PEEK = 2, MSG_CTRUNC = 8, MSG_TRUNC = 0x20, MSG_DONTWAIT = 0x40 };
 enum { P_ALL = 0, WNOHANG = 1, WEXITED = 4, WNOWAIT = 0x01000000 };
 enum { SEQPACKET = 5, NONBLOCK = 04000, MSG_NOSIGNAL = 0x4000, MSG_CMSG_CLOEXEC = 0x40000000, BACKLOG = 4096 };
 
@@ -584,10 +584,13 @@ static long become(const struct order *order, const char *strings, const char **
   return error;
 }
 
-/* Starts a child, this process's as any that a shim starts: what it inherits it has from here. */
+/*
+ * Starts a child, this process's as any that a shim starts: what it inherits it has from here. None is started without the
+ * descriptors that it is to have: `lacks` tells that not all have come.
+ */
 static void spawn(struct holder *holder, struct order *order, const char *strings, const char **pointers, const int *given,
-                  size_t count, const char *const *environment) {
-  const long child = call(__NR_clone, CLONE_VFORK | SIGCHLD, 0, 0, 0);
+                  size_t count, const char *const *environment, int lacks) {
+  const long child = lacks ? -EMFILE : call(__NR_clone, CLONE_VFORK | SIGCHLD, 0, 0, 0);
   if (!child) {
     order->error = (int32_t)become(order, strings, pointers, given, count, environment);
     call(__NR_exit_group, EXIT_NOT_STARTED);
@@ -614,10 +617,13 @@ static void obey(struct holder *holder, size_t length, const char *const *enviro
   const size_t pointers = (length + sizeof(void *)) & -sizeof(void *);
   const size_t size = pointers + (length + 3) * sizeof(void *);
   char *const memory = (char *)call(__NR_mmap, 0, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-  if (failed((long)memory)) call(__NR_exit_group, NOT_HELD);
+  if (failed((long)memory)) {
+    rest(RETRY_DELAY); /* the message is still there */
+    return;
+  }
   const struct piece piece = {memory, length};
   struct rights rights = {0};
-  const struct message message = {NULL, 0, &piece, 1, &rights, sizeof rights, 0};
+  struct message message = {NULL, 0, &piece, 1, &rights, sizeof rights, 0};
   const long received = call(__NR_recvmsg, HOST, &message, MSG_CMSG_CLOEXEC);
   struct order *const order = (struct order *)memory;
   const char *const strings = memory + sizeof *order;
@@ -630,7 +636,8 @@ static void obey(struct holder *holder, size_t length, const char *const *enviro
     call(__NR_exit_group, value);
     break;
   case SPAWN:
-    spawn(holder, order, strings, (const char **)(memory + pointers), rights.fds, count, environment);
+    spawn(holder, order, strings, (const char **)(memory + pointers), rights.fds, count, environment,
+          message.flags & MSG_CTRUNC);
     break;
   case DROP:
     close_fd(value);
