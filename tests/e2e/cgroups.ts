@@ -97,3 +97,46 @@ export function thaw(namespace: string): void {
     }
   }
 }
+
+/** A cgroup of a test's own, in the hierarchy that has a controller. */
+export interface Group {
+  /** Writes to one of its files. */
+  set(file: string, value: string): void;
+}
+
+/** Runs `test` while processes are in a cgroup of their own, and puts them back to where each was. */
+export async function inGroup(
+  name: string,
+  controller: string,
+  pids: readonly number[],
+  test: (group: Group) => Promise<void>,
+): Promise<void> {
+  const root = layout === "unified" ? CGROUPS : `${CGROUPS}/${controller}`;
+  const folder = `${root}/${name}`;
+  if (layout === "unified") Deno.writeTextFileSync(`${root}/cgroup.subtree_control`, `+${controller}`);
+  const before = pids.map((pid) => [pid, `${root}${cgroupOf(pid, controller)}`] as const);
+  Deno.mkdirSync(folder);
+  try {
+    for (const pid of pids) Deno.writeTextFileSync(`${folder}/cgroup.procs`, `${pid}`);
+    await test({ set: (file, value) => Deno.writeTextFileSync(`${folder}/${file}`, value) });
+  } finally {
+    for (const [pid, where] of before) {
+      try {
+        Deno.writeTextFileSync(`${where}/cgroup.procs`, `${pid}`);
+      } catch {
+        // It has ended.
+      }
+    }
+    await until("the cgroup is empty", () => textOf(`${folder}/cgroup.procs`) === "");
+    await Deno.remove(folder);
+  }
+}
+
+/** Where a process is in the hierarchy that has a controller. */
+function cgroupOf(pid: number, controller: string): string {
+  for (const line of textOf(`/proc/${pid}/cgroup`).split("\n")) {
+    const [, controllers = "", path = "/"] = /^\d+:([^:]*):(.*)$/.exec(line) ?? [];
+    if (controllers.split(",").includes(controller) || controllers === "" && layout === "unified") return path;
+  }
+  throw new Error(`process ${pid} is in no cgroup of ${controller}`);
+}
