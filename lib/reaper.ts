@@ -4,7 +4,7 @@ import { close } from "../ffi/fd.ts";
 import { exitStatusOf, openPidfd, sendSignal } from "../ffi/pidfd.ts";
 import { Errno, SystemError } from "../ffi/libc.ts";
 import { Event, type Poller } from "../ffi/poll.ts";
-import { type ChildOptions, type Exit as Reaped, kill } from "../ffi/process.ts";
+import { type ChildOptions, type Exit as Reaped, kill, parentOf } from "../ffi/process.ts";
 import { Signal } from "../ffi/signals.ts";
 import { messageOf } from "./errors.ts";
 import { sleep, type Timer } from "./async.ts";
@@ -279,6 +279,12 @@ export class Reaper {
     this.#options.log.warn("a command has ended in a way that nobody knows", { pid });
     handler({ pid, status: UNKNOWN_STATUS, at: new Date() });
     return promise;
+  }
+
+  /** Whether a process is a child, not reaped, that nobody has started or watches. */
+  isStray(pid: number): boolean {
+    if (this.#watched.has(pid)) return false;
+    return this.#options.parent.isChild?.(pid) ?? parentOf(pid) === Deno.pid;
   }
 
   /** Exits that nobody has asked for yet, and that somebody may ask for. */

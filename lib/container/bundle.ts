@@ -44,3 +44,14 @@ export function ownsPidNamespace(bundle: string, log: Logger): boolean {
     return false;
   }
 }
+
+/** The path of the container's cgroups in each hierarchy; undefined when it has none that is known. */
+export function cgroupsPath(bundle: string): string | undefined {
+  try {
+    const path: unknown = JSON.parse(Deno.readTextFileSync(`${bundle}/config.json`))?.linux?.cgroupsPath;
+    // Another form of it is for systemd, which removes what is empty.
+    return typeof path === "string" && /^(\/(?!\.\.?(\/|$))[^/]+)+$/.test(path) ? path : undefined;
+  } catch {
+    return undefined;
+  }
+}

@@ -74,7 +74,7 @@ export class Exec extends Process {
   }
 
   override start(): Promise<void> {
-    return this.serialize("start", () => this.#start());
+    return this.serialize("start", () => this.#init.adding(() => this.#start()));
   }
 
   async #start(): Promise<void> {
@@ -122,13 +122,14 @@ export class Exec extends Process {
     });
   }
 
-  /** Ends a process that runs but is not to: it has no streams. */
+  /** Ends a process that runs but is not to: it has no streams, or its runtime has not come to its end. */
   #killStarted(): void {
     try {
       this.context.reaper.kill(readPidFile(this.#pidFile), Signal.SIGKILL);
     } catch (error) {
-      if (error instanceof Deno.errors.NotFound) return;
-      this.context.log.error("a process that could not be given its streams is left", { id: this.id, error });
+      if (error instanceof SystemError && error.errno === Errno.ESRCH) return;
+      // There is no pid, as far as the runtime has told.
+      this.#init.noteLost();
     }
   }
 

@@ -18,6 +18,7 @@ import { withCriu } from "./criu.ts";
 import { INIT_SLOT } from "../record/keeper.ts";
 import type { InitRecord } from "../record/record.ts";
 import { type ExitListener, Process, type ProcessExit, stateOf } from "./process.ts";
+import { removeEmptyCgroups, sharingPidNamespace } from "./remains.ts";
 import { unmountAll } from "./rootfs.ts";
 import { isGone, killError, runtimeError } from "./runtime_errors.ts";
 import { INIT, type State, StateMachine } from "./state.ts";
@@ -54,6 +55,9 @@ const STDIN_DELAY_MS = 1000;
 
 /** How long Delete of a container that never ran waits for its process to be reaped, in ms. */
 const REAP_TIMEOUT_MS = 1000;
+
+/** How long a process may take to be seen that the runtime has started and has been killed before it said so, in ms. */
+const LOST_DELAY_MS = 200;
 
 /** An init process. */
 export class Init extends Process {
@@ -206,7 +210,7 @@ export class Init extends Process {
     command: (stdio: ProcessStdio) => Promise<void>,
     connectInput: (streams: ProcessStreams) => Promise<void> | void,
   ): Promise<void> {
-    const { id, bundle } = this.#config;
+    const { bundle } = this.#config;
     const streams = await this.openStreams(this.#config);
     using _hold = this.context.reaper.hold();
     let exists = false;
@@ -225,10 +229,17 @@ export class Init extends Process {
     } catch (error) {
       await streams.close();
       exists ||= error instanceof RuntimeError && error.killed;
-      if (exists) await this.#runc.delete(id, true).catch((error) => this.#logLeft(error));
+      if (exists) await this.#removeUnmade();
       throw runtimeError(what, error);
     }
     this.context.reaper.watch(this.pid, (exit) => this.#exited(exit));
+  }
+
+  /** Removes what the runtime may have made of it before it failed. */
+  async #removeUnmade(): Promise<void> {
+    const { id, bundle } = this.#config;
+    await this.#runc.delete(id, true).catch((error) => this.#logLeft(error));
+    await removeEmptyCgroups(bundle, this.context.timer).catch((error) => this.#logLeft(error));
   }
 
   #logLeft(error: unknown): void {
@@ -359,6 +370,49 @@ export class Init extends Process {
     return this.serialize("exec", () => Promise.resolve());
   }
 
+  /** How many processes are being added. */
+  #adding = 0;
+  /** Whether the runtime may have added one that it has not told of. */
+  #hasLost = false;
+
+  /** Runs what adds a process, and watches it when it has been added. */
+  async adding(add: () => Promise<void>): Promise<void> {
+    this.#adding++;
+    try {
+      await add();
+    } finally {
+      this.#adding--;
+      this.#endLost();
+    }
+  }
+
+  /** Notes that the runtime may have added a process and has not told of it: nobody knows it, and it is not to run. */
+  noteLost(): void {
+    this.#hasLost = true;
+    // What is only beginning to be one may be seen later.
+    this.context.timer(LOST_DELAY_MS, () => {
+      this.#hasLost = true;
+      this.#endLost();
+    });
+  }
+
+  #endLost(): void {
+    // Those that are being added are not known yet either.
+    if (!this.#hasLost || this.#adding > 0) return;
+    this.#hasLost = false;
+    // Without a pid namespace of its own, what a process of it has left to us could not be told from others.
+    if (!this.#ownsPidNamespace || this.exit !== undefined) return;
+    const { reaper, log } = this.context;
+    for (const pid of sharingPidNamespace(this.pid).filter((pid) => reaper.isStray(pid))) {
+      log.warn("a process that the runtime has started and not told of is ended", { id: this.id, pid });
+      try {
+        reaper.kill(pid, Signal.SIGKILL);
+      } catch {
+        // It has ended by itself.
+      }
+    }
+  }
+
   /** Changes what the container may use: an OCI LinuxResources, as JSON can write it. */
   update(resources: Readonly<Record<string, unknown>>): Promise<void> {
     return this.serialize("update", async () => {
@@ -377,7 +431,7 @@ export class Init extends Process {
     } catch (error) {
       // crun crashes where it finds none.
       if (this.exit !== undefined) return [];
-      throw error;
+      throw runtimeError("OCI runtime ps failed", error);
     }
   }
 

@@ -234,7 +234,9 @@ export class Runc {
       );
     }
     // No process at all is printed as null.
-    return pids === null ? [] : pids as number[];
+    if (pids === null) return [];
+    if (Array.isArray(pids) && pids.every((each) => Number.isSafeInteger(each) && each > 0)) return pids;
+    throw new RuntimeError(`ps of container ${id} printed something else than pids`);
   }
 
   async #withStdio(
