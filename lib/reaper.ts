@@ -54,6 +54,8 @@ export interface Parent {
   readonly delayMs: number;
 }
 
+/** How long a child may run where others have hung, once it is limited, in ms. */
+const HANGING_LIMIT_MS = 2000;
 /** The status of a process that has ended in a way that nobody can tell. */
 const UNKNOWN_STATUS = 255;
 /** How often, and after how many ms, the kernel is asked for the status of a process that another is about to reap. */
@@ -86,6 +88,8 @@ export class Reaper {
   readonly #unclaimed = new Map<number, Exit>();
   readonly #options: ReaperOptions;
   #holds = 0;
+  /** How long a child may run that is waited for, in ms. */
+  #limitMs: number | undefined;
   #abandoned: { readonly reason: Error | undefined } | undefined;
 
   constructor(options: ReaperOptions) {
@@ -240,6 +244,7 @@ export class Reaper {
     await this.#options.parent.spawn(options, (pid) => {
       this.#watched.set(started = pid, watched);
       onStart?.(pid);
+      this.#limit(pid, watched);
     });
     this.#options.onStart();
     return started;
@@ -258,8 +263,43 @@ export class Reaper {
     };
     const pid = await this.#start(options, { handler, abandoned: reject }, options.started);
     if (options.timeoutMs === undefined) return await promise;
-    using _timer = this.#options.timer(options.timeoutMs, () => this.kill(pid, Signal.SIGKILL));
+    using _timer = this.#options.timer(options.timeoutMs, () => this.#endRun(pid));
     return await promise;
+  }
+
+  /**
+   * Has no child of {@link run} and {@link runOn} run for longer than `ms` from now on: it is ended by SIGKILL. For a shim
+   * that ends: one that hangs is not to keep it from that, nor to be left.
+   */
+  limitRuns(ms: number): void {
+    this.#limitMs = ms;
+    for (const [pid, watched] of this.#watched) this.#limit(pid, watched);
+  }
+
+  #limit(pid: number, watched: Watched): void {
+    // Others are not run to their end.
+    if (this.#limitMs === undefined || watched.abandoned === undefined) return;
+    this.#options.timer(this.#limitMs, () => {
+      if (this.#watched.get(pid) !== watched) return;
+      this.#options.log.warn("a command hangs and is ended", { pid });
+      this.#endRun(pid);
+      // The next one is likely to hang as well.
+      this.#limitMs = Math.min(this.#limitMs!, HANGING_LIMIT_MS);
+    });
+  }
+
+  /** Ends every child of {@link run} and {@link runOn}, by SIGKILL: it is not to outlive the shim. */
+  endRuns(): void {
+    for (const [pid, { abandoned }] of this.#watched) if (abandoned !== undefined) this.#endRun(pid);
+  }
+
+  #endRun(pid: number): void {
+    try {
+      this.kill(pid, Signal.SIGKILL);
+    } catch (error) {
+      // Its end is on its way.
+      if (!(error instanceof SystemError) || error.errno !== Errno.ESRCH) throw error;
+    }
   }
 
   /**
@@ -273,8 +313,12 @@ export class Reaper {
       onExit(exit);
       resolve(exit);
     };
-    this.#watched.set(pid, { handler, abandoned: reject });
-    if (this.#options.parent.isChild?.(pid) === true) return promise;
+    const watched = { handler, abandoned: reject };
+    this.#watched.set(pid, watched);
+    if (this.#options.parent.isChild?.(pid) === true) {
+      this.#limit(pid, watched);
+      return promise;
+    }
     this.#watched.delete(pid);
     this.#options.log.warn("a command has ended in a way that nobody knows", { pid });
     handler({ pid, status: UNKNOWN_STATUS, at: new Date() });

@@ -41,7 +41,7 @@ const US_PER_MS = 1000;
 const ACCEPT_DELAY_MS = 100;
 /** How long calls are waited for that change something, when another process is to go on, in ms. */
 const LEAVE_TIMEOUT_MS = 5000;
-/** How long the end waits for calls that are being answered, in ms. */
+/** How long the end waits for calls that are being answered, and for each command of the runtime, in ms. */
 const SHUTDOWN_TIMEOUT_MS = 10_000;
 
 /** The process that containerd has started for the container, and what it was started with. */
@@ -383,6 +383,7 @@ export class Shim {
     this.#ending = true;
     this.save();
     this.#closeListener();
+    this.reaper.limitRuns(SHUTDOWN_TIMEOUT_MS);
     // Its waiters are answered when the container has ended, below.
     await within(
       this.#place.timer,
@@ -395,6 +396,7 @@ export class Shim {
       this.log.error("something is left of the container", { error });
     }
     await this.#server.close();
+    this.reaper.endRuns();
     this.#recorder?.remove();
     this.#ended.resolve();
   }

@@ -53,6 +53,9 @@ export interface InitConfig {
  */
 const STDIN_DELAY_MS = 1000;
 
+/** How long the end of init is kept back until what is left of its container has been killed, in ms. */
+const REST_TIMEOUT_MS = 10_000;
+
 /** How long Delete of a container that never ran waits for its process to be reaped, in ms. */
 const REAP_TIMEOUT_MS = 1000;
 
@@ -440,11 +443,10 @@ export class Init extends Process {
     const wasPaused = this.machine.state === "paused";
     if (!this.#ownsPidNamespace) {
       // What it leaves behind would live on: there is no pid namespace to end with it.
-      try {
-        await this.#runc.kill(this.id, Signal.SIGKILL, true);
-      } catch (error) {
+      const killed = this.#runc.kill(this.id, Signal.SIGKILL, true).catch((error) => {
         this.context.log.error("failed to kill init's children", { id: this.id, error });
-      }
+      });
+      await within(this.context.timer, REST_TIMEOUT_MS, killed);
     }
     this.setExited(exit);
     this.#onExit(this, exit);

@@ -120,6 +120,8 @@ const NEWLINE = 0x0a;
 
 /** Commands that change nothing. */
 const READING: readonly string[] = ["ps", "state"];
+/** How long these may take before they are ended, in ms: nothing is lost by that. */
+const READING_TIMEOUT_MS = 10_000;
 
 /** An OCI runtime, by its command line. Each method is one command, and rejects with {@link RuntimeError}. */
 export class Runc {
@@ -283,7 +285,9 @@ export class Runc {
     const pidFile = args.indexOf("--pid-file");
     try {
       const { status, logged = before } = await run({
-        key: READING.includes(args[0]!) ? undefined : args.join(" "),
+        ...READING.includes(args[0]!)
+          ? { key: undefined, timeoutMs: READING_TIMEOUT_MS }
+          : { key: args.join(" ") },
         scope: args[0] === "exec" ? args[pidFile + 1]! : "",
         logged: before,
         args: [

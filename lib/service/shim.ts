@@ -5,6 +5,7 @@ import { timestamp } from "../api/time.ts";
 import { within } from "../async.ts";
 import { Signal } from "../../ffi/signals.ts";
 import { Container } from "../container/container.ts";
+import type { Init } from "../container/init.ts";
 import { ownsPidNamespace, PID_FILE, readPidFile } from "../container/bundle.ts";
 import type { Context } from "../container/context.ts";
 import type { Process, ProcessExit } from "../container/process.ts";
@@ -152,10 +153,27 @@ export class ShimService implements Loaded {
         }
       });
       await within(this.#context.timer, END_TIMEOUT_MS, killed);
-      // One that was to be restored has never run.
-      if (init.pid !== 0) await within(this.#context.timer, END_TIMEOUT_MS, Promise.resolve(init.wait()));
+      await this.#endInit(init);
     }
-    await (await this.#delete()).last();
+    try {
+      await (await this.#delete()).last();
+    } catch (error) {
+      // The runtime would have ended it.
+      await this.#endInit(init);
+      throw error;
+    }
+  }
+
+  /** Has a container's first process end, also where the runtime cannot be had to end it. */
+  async #endInit(init: Init): Promise<void> {
+    // One that was to be restored has never run.
+    if (init.pid === 0 || init.exit !== undefined) return;
+    try {
+      this.#context.reaper.kill(init.pid, Signal.SIGKILL);
+    } catch {
+      // Its end is on its way.
+    }
+    await within(this.#context.timer, END_TIMEOUT_MS, Promise.resolve(init.wait()));
   }
 
   #methods(): Map<string, Handler> {
