@@ -285,9 +285,7 @@ export class Runc {
     const pidFile = args.indexOf("--pid-file");
     try {
       const { status, logged = before } = await run({
-        ...READING.includes(args[0]!)
-          ? { key: undefined, timeoutMs: READING_TIMEOUT_MS }
-          : { key: args.join(" ") },
+        ...READING.includes(args[0]!) ? { key: undefined, timeoutMs: READING_TIMEOUT_MS } : { key: args.join(" ") },
         scope: args[0] === "exec" ? args[pidFile + 1]! : "",
         logged: before,
         args: [
