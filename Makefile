@@ -3,6 +3,7 @@
 PREFIX := /usr/local
 BENCH :=
 FUZZ :=
+SOAK :=
 
 TOOLS := build/tools
 DENO := $(TOOLS)/node_modules/@deno/linux-x64-glibc/deno
@@ -14,7 +15,7 @@ API := $(API_MODULES:%=lib/api/%.js) $(API_MODULES:%=lib/api/%.d.ts)
 SOURCES := main.ts deno.json deno.lock $(shell find ffi lib -name '*.ts') \
 	lib/standalone/entry.c lib/standalone/entry.ld
 
-.PHONY: all check test test-1.7 demo bench fuzz install clean
+.PHONY: all check test test-1.7 demo bench fuzz soak install clean
 
 all: bin/containerd-shim bin/containerd-shim.cdx.json
 
@@ -81,7 +82,12 @@ fuzz: bin/containerd-shim
 	sh tests/setup.sh
 	$(DENO) task fuzz $(FUZZ)
 
-install: bin/containerd-shim bin/containerd-shim.cdx.json
+# Twenty minutes, or for example: make soak SOAK="--seconds 300"
+soak: bin/containerd-shim
+	sh tests/setup.sh
+	$(DENO) task soak $(SOAK)
+
+install: bin/containerd-shim
 	install -D -m 0755 bin/containerd-shim $(DESTDIR)$(PREFIX)/bin/containerd-shim
 
 clean:

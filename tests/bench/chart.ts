@@ -2,6 +2,7 @@
 
 import { type HostLine, hostRatio, type Line, ratio } from "./results.ts";
 import type { Row } from "./row.ts";
+import { line, px, text } from "./svg.ts";
 import { hostTarget, TARGETS } from "./targets.ts";
 
 /** Lengths are in pixels, as SVG has them. */
@@ -197,38 +198,8 @@ function legend(sizes: readonly number[]): string {
   return parts.join("\n");
 }
 
-function text(
-  x: number,
-  y: number,
-  words: string,
-  { anchor = "start", size = 12, bold = false }: {
-    anchor?: "start" | "middle" | "end";
-    size?: number;
-    bold?: boolean;
-  } = {},
-): string {
-  const weight = bold ? ' font-weight="bold"' : "";
-  return `<text x="${px(x)}" y="${px(y)}" text-anchor="${anchor}" font-size="${size}"${weight}>${escape(words)}</text>`;
-}
-
-type Point = readonly [x: number, y: number];
-
-function line([x1, y1]: Point, [x2, y2]: Point, colour: string, width: number): string {
-  return `<line x1="${px(x1)}" y1="${px(y1)}" x2="${px(x2)}" y2="${
-    px(y2)
-  }" stroke="${colour}" stroke-width="${width}"/>`;
-}
-
 function dot(x: number, y: number, colour: string): string {
   return `<circle cx="${px(x)}" cy="${px(y)}" r="${DOT_RADIUS}" fill="${colour}" stroke="${
     colour === ALONE_COLOUR ? TEXT : "#ffffff"
   }" stroke-width="0.75"/>`;
-}
-
-function px(length: number): string {
-  return length.toFixed(1).replace(/\.0$/, "");
-}
-
-function escape(words: string): string {
-  return words.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
 }
