@@ -32,6 +32,8 @@ export interface Deaths {
   readonly hits: ReadonlyMap<string, number>;
   /** From each kill until there has been another container of that name, in ms. */
   readonly usableMs: readonly number[];
+  /** How many folders of FIFOs ctr has left. */
+  readonly fifos: number;
   /** What was wrong, a line for each round in which something was. */
   readonly problems: readonly string[];
   /** In how many rounds there was each kind of problem. */
@@ -50,12 +52,14 @@ export async function observeDeaths(
     const kinds = new Map<string, number>();
     const problems: string[] = [];
     const usableMs: number[] = [];
+    let fifos = 0;
     for (let number = 1; number <= rounds; number++) {
       const moment = random.pick(MOMENTS);
       const isAttached = random.below(2) === 0;
       const delayMs = random.below(LONGEST_MS[moment] * 10) / 10;
       const round = new Round(world, moment, isAttached, delayMs);
       await round.run();
+      fifos += round.fifos;
       if (round.hit) hits.set(moment, (hits.get(moment) ?? 0) + 1);
       if (round.hit) usableMs.push(round.usableMs);
       const what = `${number}: ${isAttached ? "attached" : "detached"}, ${moment}, ${delayMs} ms, ${
@@ -67,7 +71,7 @@ export async function observeDeaths(
         problems.push(`${what}: ${[...round.problems].map((each) => each.join(": ")).join("; ")}`);
       }
     }
-    return { rounds, hits, usableMs, problems, kinds };
+    return { rounds, hits, usableMs, fifos, problems, kinds };
   });
 }
 
@@ -75,6 +79,8 @@ class Round {
   /** Whether the shim was there to be killed. */
   hit = false;
   usableMs = 0;
+  /** How many folders of FIFOs ctr has left. */
+  fifos = 0;
   /** What was wrong: kinds, and details. */
   readonly problems = new Map<string, string>();
   readonly #world: World;
@@ -156,14 +162,18 @@ class Round {
   /** containerd has noticed, and cleaned up: with the task and the container removed, there can be another of that name. */
   async #givesName(): Promise<void> {
     let failure: [string, string] = ["", ""];
-    const isUsable = async () => {
+    const isUsable = async (): Promise<boolean> => {
       for (const kind of ["task rm --force", "container rm"]) {
         const { code, stderr } = await this.#try(() => this.#world.containerd.ctr(...kind.split(" "), this.#id));
-        if (code !== 0 && !/not found/.test(stderr)) return void (failure = [`${kind} fails`, stderr.trim()]);
+        if (code !== 0 && !/not found/.test(stderr)) {
+          failure = [`${kind} fails`, stderr.trim()];
+          return false;
+        }
       }
       const { code, stdout, stderr } = await this.#runAgain();
       if (code === AGAIN.status && stdout === AGAIN.text) return true;
       failure = ["the name cannot be used again", `${code}: ${(stderr || stdout).trim()}`];
+      return false;
     };
     try {
       await until("the name can be used again", isUsable, NOTICE_MS);
@@ -189,7 +199,12 @@ class Round {
   /** Looks for what is left, and removes that, so that the next round has a world like this. */
   async #leavesNothing(): Promise<void> {
     const { containerd } = this.#world;
-    const left = await this.#world.leftovers(`${containerd.folder}/exec-fifo`);
+    // ctr makes them, and removes them when it has deleted the task or process: not, when that has gone by itself.
+    for (const each of [containerd.fifos, `${containerd.folder}/exec-fifo`].flatMap(paths)) {
+      this.fifos++;
+      await Deno.remove(each, { recursive: true });
+    }
+    const left = await this.#world.leftovers();
     if (left.length === 0) return;
     const kinds = new Set(left.map((each) => /^(\S+( state)?)/.exec(each)![1]!));
     for (const kind of kinds) {
@@ -212,7 +227,7 @@ class Round {
       ]);
     }
     for (const each of left) {
-      const path = /^(mount|socket|bundle|FIFOs|cgroup|working directory) (\S+)/.exec(each)?.[2];
+      const path = /^(mount|socket|bundle|cgroup|working directory) (\S+)/.exec(each)?.[2];
       if (path === undefined) continue;
       // One below another goes with that.
       if (each.startsWith("mount")) await run([...this.#world.machine.prefix, "umount", "-l", path]);
@@ -222,7 +237,7 @@ class Round {
 }
 
 /** What has been seen, in a few lines. */
-export function describeDeaths({ rounds, hits, usableMs, problems, kinds }: Deaths): string {
+export function describeDeaths({ rounds, hits, usableMs, fifos, problems, kinds }: Deaths): string {
   const sorted = usableMs.toSorted((a, b) => a - b);
   const ms = (part: number) => (sorted[Math.floor(part * (sorted.length - 1))] ?? 0).toFixed(0);
   const list = (counts: ReadonlyMap<string, number>) =>
@@ -231,5 +246,6 @@ export function describeDeaths({ rounds, hits, usableMs, problems, kinds }: Deat
     `${rounds} rounds, in ${problems.length} something was wrong${kinds.size > 0 ? `: ${list(kinds)}` : ""}`,
     `killed while it was there: ${list(hits)}`,
     `from the kill to the end of another container of that name: median ${ms(0.5)} ms, worst ${ms(1)} ms`,
+    `ctr has left its FIFOs ${fifos} times`,
   ].join("\n");
 }

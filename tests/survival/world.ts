@@ -208,16 +208,11 @@ export class World {
     return [...new Set(cgroups.flatMap(pidsIn))].filter(isAlive);
   }
 
-  /**
-   * What is left of containers that are all gone, once that is no longer changing; containerd must run.
-   *
-   * @param fifos other folders in which ctr makes FIFOs
-   */
-  async leftovers(...fifos: readonly string[]): Promise<string[]> {
+  /** What is left of containers that are all gone, once that is no longer changing; containerd must run. */
+  async leftovers(): Promise<string[]> {
     let left: string[] = [];
-    const look = async () => [...await this.#left(), ...fifos.flatMap(paths).map((each) => `FIFOs ${each}`)];
     try {
-      await until("nothing is left", async () => (left = await look()).length === 0, LEAVING_MS);
+      await until("nothing is left", async () => (left = await this.#left()).length === 0, LEAVING_MS);
     } catch (error) {
       if (left.length === 0) throw error;
     }

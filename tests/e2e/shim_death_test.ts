@@ -1,0 +1,33 @@
+/**
+ * The process that containerd knows as the shim is killed at random moments of its container's life: a holder, or a shim
+ * by itself, as WAY says.
+ *
+ * DEATHS says how often (200 for the README's figures), DEATHS_SEED repeats the moments of another run. For the Go shim's
+ * figures: `deno run -A tests/survival/deaths_main.ts --shim go`.
+ */
+
+import { assert, assertEquals } from "@std/assert";
+import { describeDeaths, observeDeaths } from "../survival/deaths.ts";
+import { OURS } from "../survival/subjects.ts";
+import { onlyOurs } from "./env.ts";
+
+const DEATHS = Number(Deno.env.get("DEATHS") ?? 20);
+const SEED = Number(Deno.env.get("DEATHS_SEED") ?? Date.now() % 2 ** 32);
+
+onlyOurs(
+  "a container that it was creating stays, and its name cannot be used again",
+  `${DEATHS} shims are killed, each name can be used again, and nothing is left`,
+  async () => {
+    console.log(`DEATHS_SEED=${SEED}`);
+    const seen: string[] = [];
+    const deaths = await observeDeaths(OURS, { rounds: DEATHS, seed: SEED }, (each) => seen.push(each));
+    console.log(describeDeaths(deaths));
+    try {
+      assert([...deaths.hits.values()].reduce((a, b) => a + b, 0) >= DEATHS / 4, "few shims were there to be killed");
+      assertEquals(deaths.problems, []);
+    } catch (error) {
+      console.error(seen.join("\n"));
+      throw error;
+    }
+  },
+);
