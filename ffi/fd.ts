@@ -24,8 +24,10 @@ export const O = {
   NOCTTY: 0o400,
   APPEND: 0o2000,
   NONBLOCK: 0o4000,
+  DIRECTORY: 0o200000,
   NOFOLLOW: 0o400000,
   CLOEXEC: 0o2000000,
+  PATH: 0o10000000,
 } as const;
 
 /** Commands of fcntl(2), from linux/fcntl.h. */

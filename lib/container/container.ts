@@ -1,5 +1,6 @@
 /** A container: its init process, and the processes that were added to it. */
 
+import { close, O, open } from "../../ffi/fd.ts";
 import { Code, StatusError } from "../ttrpc/status.ts";
 import type { Context } from "./context.ts";
 import { Exec, type ExecConfig } from "./exec.ts";
@@ -15,6 +16,8 @@ export interface ContainerConfig extends Omit<InitConfig, "rootfs"> {
   readonly mounts: readonly Mount[];
 }
 
+/** Name of the rootfs directory. */
+const ROOTFS = "rootfs";
 /** Mode of the rootfs directory: what is in it is found by those who may, and listed by root. */
 const ROOTFS_MODE = 0o711;
 
@@ -37,7 +40,7 @@ export class Container {
     this.#onExit = onExit;
     this.#runc = runc;
     this.#mounts = mounts;
-    this.#rootfs = mounts.length > 0 ? `${config.bundle}/rootfs` : "";
+    this.#rootfs = mounts.length > 0 ? `${config.bundle}/${ROOTFS}` : "";
     this.init = init ?? new Init(context, { ...config, rootfs: this.#rootfs }, runc, onExit);
   }
 
@@ -71,16 +74,18 @@ export class Container {
   async create(): Promise<void> {
     const context = this.#context;
     const rootfs = this.#rootfs;
+    using bundle = rootfs === "" ? undefined : new HeldFolder(this.init.config.bundle);
     try {
       // Another process may have got so far.
       if (!context.commands.hasBegunFor(this.init.scope)) await this.#mount();
       await this.init.create();
       this.#isCreated = true;
     } catch (error) {
-      if (rootfs !== "") {
-        await unmountAll(context.timer, rootfs).catch((cause) =>
+      if (bundle !== undefined) {
+        await unmountAll(context.timer, `${bundle.path}/${ROOTFS}`).catch((cause) =>
           context.log.warn("failed to cleanup rootfs mount", { rootfs, error: cause })
         );
+        bundle.removeIfMoved();
       }
       throw error;
     }
@@ -148,5 +153,39 @@ export class Container {
     await exec.delete();
     this.#execs.delete(id);
     return exec;
+  }
+}
+
+/**
+ * A bundle while its container is created. Where the container's process dies meanwhile, containerd renames it, tries to
+ * remove it, and fails as long as something is mounted in it.
+ */
+class HeldFolder implements Disposable {
+  /** Where it is, whatever it is called. */
+  readonly path: string;
+  readonly #fd: number;
+  readonly #name: string;
+
+  /** @throws {SystemError} */
+  constructor(path: string) {
+    this.#fd = open(path, O.PATH | O.DIRECTORY);
+    this.path = `/proc/self/fd/${this.#fd}`;
+    this.#name = Deno.readLinkSync(this.path);
+  }
+
+  /** Removes what containerd could not: empty folders. */
+  removeIfMoved(): void {
+    try {
+      const name = Deno.readLinkSync(this.path);
+      if (name === this.#name) return;
+      Deno.removeSync(`${name}/${ROOTFS}`);
+      Deno.removeSync(name);
+    } catch {
+      // They are not empty, or there are none.
+    }
+  }
+
+  [Symbol.dispose](): void {
+    close(this.#fd);
   }
 }
