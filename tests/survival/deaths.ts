@@ -32,6 +32,8 @@ export interface Deaths {
   readonly hits: ReadonlyMap<string, number>;
   /** From each kill until there has been another container of that name, in ms. */
   readonly usableMs: readonly number[];
+  /** How often containerd has lost a task: see {@linkcode Round.isLost}. */
+  readonly lost: number;
   /** How many folders of FIFOs ctr has left. */
   readonly fifos: number;
   /** What was wrong, a line for each round in which something was. */
@@ -52,7 +54,7 @@ export async function observeDeaths(
     const kinds = new Map<string, number>();
     const problems: string[] = [];
     const usableMs: number[] = [];
-    let fifos = 0;
+    let [fifos, lost] = [0, 0];
     for (let number = 1; number <= rounds; number++) {
       const moment = random.pick(MOMENTS);
       const isAttached = random.below(2) === 0;
@@ -60,18 +62,19 @@ export async function observeDeaths(
       const round = new Round(world, moment, isAttached, delayMs);
       await round.run();
       fifos += round.fifos;
+      if (round.isLost) lost++;
       if (round.hit) hits.set(moment, (hits.get(moment) ?? 0) + 1);
       if (round.hit) usableMs.push(round.usableMs);
-      const what = `${number}: ${isAttached ? "attached" : "detached"}, ${moment}, ${delayMs} ms, ${
-        round.hit ? `again after ${round.usableMs.toFixed(0)} ms` : "too late"
-      }`;
+      const what = `${number}: ${round.isLost ? "lost by containerd, " : ""}${
+        isAttached ? "attached" : "detached"
+      }, ${moment}, ${delayMs} ms, ${round.hit ? `again after ${round.usableMs.toFixed(0)} ms` : "too late"}`;
       tell(`${what}${[...round.problems].map(([kind, detail]) => `\n    ${kind}: ${detail}`).join("")}`);
       for (const kind of round.problems.keys()) kinds.set(kind, (kinds.get(kind) ?? 0) + 1);
       if (round.problems.size > 0) {
         problems.push(`${what}: ${[...round.problems].map((each) => each.join(": ")).join("; ")}`);
       }
     }
-    return { rounds, hits, usableMs, fifos, problems, kinds };
+    return { rounds, hits, usableMs, lost, fifos, problems, kinds };
   });
 }
 
@@ -79,6 +82,11 @@ class Round {
   /** Whether the shim was there to be killed. */
   hit = false;
   usableMs = 0;
+  /**
+   * Whether containerd has the task and does not know: it has been told of its shim's death after the answer to Create and
+   * before it had taken down that there is such a task. No shim can do anything about that.
+   */
+  isLost = false;
   /** How many folders of FIFOs ctr has left. */
   fifos = 0;
   /** What was wrong: kinds, and details. */
@@ -178,7 +186,9 @@ class Round {
     try {
       await until("the name can be used again", isUsable, NOTICE_MS);
     } catch {
-      this.problems.set(...failure);
+      if (/task \S+: already exists$/.test(failure[1]) && await this.#world.containerd.task(this.#id) === undefined) {
+        this.isLost = true;
+      } else this.problems.set(...failure);
     }
   }
 
@@ -237,7 +247,7 @@ class Round {
 }
 
 /** What has been seen, in a few lines. */
-export function describeDeaths({ rounds, hits, usableMs, fifos, problems, kinds }: Deaths): string {
+export function describeDeaths({ rounds, hits, usableMs, lost, fifos, problems, kinds }: Deaths): string {
   const sorted = usableMs.toSorted((a, b) => a - b);
   const ms = (part: number) => (sorted[Math.floor(part * (sorted.length - 1))] ?? 0).toFixed(0);
   const list = (counts: ReadonlyMap<string, number>) =>
@@ -246,6 +256,6 @@ export function describeDeaths({ rounds, hits, usableMs, fifos, problems, kinds 
     `${rounds} rounds, in ${problems.length} something was wrong${kinds.size > 0 ? `: ${list(kinds)}` : ""}`,
     `killed while it was there: ${list(hits)}`,
     `from the kill to the end of another container of that name: median ${ms(0.5)} ms, worst ${ms(1)} ms`,
-    `ctr has left its FIFOs ${fifos} times`,
+    `containerd has lost a task ${lost} times, ctr has left its FIFOs ${fifos} times`,
   ].join("\n");
 }
