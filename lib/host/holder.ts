@@ -294,7 +294,7 @@ export class Holder implements Parent {
         const [fd] = descriptors;
         if (fd !== undefined) return wanted.resolve(fd);
         // The holder has it, and this process has no number left for it.
-        if (message.error === 0) this.tell("drop", number);
+        if (message.error === 0) this.drop([number]);
         return wanted.reject(new SystemError(wanted.what, message.error || Errno.EMFILE));
       }
     }
