@@ -211,7 +211,7 @@ export class Poller {
     for (;;) {
       await this.#waker.read(buffer);
       this.#putByteBack();
-      for (const callback of this.#later.splice(0)) this.#try(callback, onError);
+      if (this.#later.length > 0) this.#doLater(onError);
       this.#dispatch(onError);
       if (this.#later.length > 0) this.again(this.#bell);
     }
@@ -240,6 +240,16 @@ export class Poller {
     this.again(this.#bell);
   }
 
+  #doLater(onError: (error: unknown) => void): void {
+    for (const callback of this.#later.splice(0)) {
+      try {
+        callback();
+      } catch (error) {
+        onError(error);
+      }
+    }
+  }
+
   /** @returns whether there was anything to do */
   #bulkTurn(onError: (error: unknown) => void): boolean {
     const events = this.#bulkEvents;
@@ -253,13 +263,8 @@ export class Poller {
   }
 
   #call(batch: Batch, i: number, onError: (error: unknown) => void): void {
-    const watch = this.#watches.get(batch.serial(i));
-    if (watch !== undefined) this.#try(() => watch.callback(batch.events(i)), onError);
-  }
-
-  #try(callback: () => void, onError: (error: unknown) => void): void {
     try {
-      callback();
+      this.#watches.get(batch.serial(i))?.callback(batch.events(i));
     } catch (error) {
       onError(error);
     }

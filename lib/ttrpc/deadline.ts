@@ -60,7 +60,7 @@ export class Deadlines {
       else next = Math.min(next, deadline.atMs);
     }
     if (next < Infinity) this.#arm(next);
-    for (const deadline of passed) {
+    for (const deadline of passed.sort((a, b) => a.atMs - b.atMs)) {
       if (!this.#pending.has(deadline)) continue; // removed by one before it
       this.remove(deadline);
       deadline.onPassed();
