@@ -159,7 +159,8 @@ export class Subject {
 
   #names(): string[] {
     const { shim } = this;
-    const folders = [shim.bundle, shim.workdir, shim.folder, this.#machine.folder, `${this.#machine.root}${PLACE}`];
+    const { folder, root } = this.#machine;
+    const folders = [shim.bundle, shim.workdir, shim.folder, folder, root, `${root}${PLACE}`];
     return folders.flatMap((folder) =>
       [...Deno.readDirSync(folder)].map(({ name }) => `${folder}/${name}`).filter((path) =>
         !COMING_AND_GOING.some((each) => path === `${shim.bundle}/${each}`)
