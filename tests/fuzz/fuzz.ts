@@ -75,7 +75,7 @@ export async function fuzz(options: FuzzOptions): Promise<void> {
 }
 
 /** Finds out which case has done harm, by doing one after the other, and says so. */
-async function explain(harm: Harm, { seed, without }: FuzzOptions): Promise<Error> {
+async function explain(harm: Harm, { seed, without, replay }: FuzzOptions): Promise<Error> {
   let { cases } = harm;
   if (cases.length > 1) {
     console.log(`${harm.message}; it is one of ${cases.length} cases: looking for it`);
@@ -88,11 +88,14 @@ async function explain(harm: Harm, { seed, without }: FuzzOptions): Promise<Erro
   save(HARM_FILE, cases);
   const [first] = cases;
   const what = cases.length === 1 && first !== undefined
-    ? `${describe(first)}\nTo see it again: deno task fuzz --seed ${seed} --case ${first.number}${
-      without.length > 0 ? ` --without ${without}` : ""
-    }`
+    ? describe(first)
     : `it takes more than one of the cases ${first?.number} to ${cases.at(-1)?.number}`;
-  return new Error(`seed ${seed}: ${harm.message}\n${what}, or --replay ${HARM_FILE}`, { cause: harm.cause });
+  const left = without.length > 0 ? ` --without ${without}` : "";
+  const again = replay === undefined && cases.length === 1 ? `--seed ${seed} --case ${first?.number}${left}, or ` : "";
+  return new Error(
+    `seed ${seed}: ${harm.message}\n${what}\nTo see it again: deno task fuzz ${again}--replay ${HARM_FILE}`,
+    { cause: harm.cause },
+  );
 }
 
 async function playOneByOne(subject: Subject, cases: readonly Case[]): Promise<void> {
