@@ -185,11 +185,11 @@ export class Subject {
     }
     assertEquals(new Set((await this.shim.pids()).values()), new Set([this.shim.id, undefined]), "ids of processes");
     if (!isLong) return;
-    await until(
-      `private memory of ${before.memory} KiB has not grown: ${this.#memory()} KiB`,
-      () => this.#memory() <= before.memory + GROWTH_KIB,
-      SETTLING_MS,
-    );
+    let memory = NaN;
+    await until("memory is given back", () => (memory = this.#memory()) <= before.memory + GROWTH_KIB, SETTLING_MS)
+      .catch((cause) => {
+        throw new Error(`private memory has grown from ${before.memory} KiB to ${memory} KiB`, { cause });
+      });
   }
 
   /** Has the container end by itself. */
