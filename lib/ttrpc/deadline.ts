@@ -1,5 +1,8 @@
-/** The longest delay a timer takes, in ms. */
-const MAX_TIMER_MS = 2 ** 31 - 1;
+/**
+ * The longest delay of a timer, in ms: one that is not needed any more stays until it has fired. What is later takes
+ * several.
+ */
+const MAX_TIMER_MS = 60_000;
 
 /** A moment to be told of; made by {@linkcode Deadlines.add}. */
 export interface Deadline {
@@ -37,8 +40,9 @@ export class Deadlines {
 
   #arm(atMs: number): void {
     this.#unlisten();
-    const delay = Math.min(Math.max(0, Math.ceil(atMs - performance.now())), MAX_TIMER_MS);
-    this.#timer = { signal: AbortSignal.timeout(delay), atMs };
+    const now = performance.now();
+    const delay = Math.min(Math.max(0, Math.ceil(atMs - now)), MAX_TIMER_MS);
+    this.#timer = { signal: AbortSignal.timeout(delay), atMs: Math.min(atMs, now + delay) };
     this.#listen();
   }
 
