@@ -2,7 +2,7 @@
  * The longest delay of a timer, in ms: one that is not needed any more stays until it has fired. What is later takes
  * several.
  */
-const MAX_TIMER_MS = 60_000;
+const MAX_TIMER_MS = 10_000;
 
 /** A moment to be told of; made by {@linkcode Deadlines.add}. */
 export interface Deadline {
