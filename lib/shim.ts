@@ -396,6 +396,7 @@ export class Shim {
       this.log.error("something is left of the container", { error });
     }
     await this.#server.close();
+    this.#events.stop();
     this.reaper.endRuns();
     this.#recorder?.remove();
     this.#ended.resolve();
