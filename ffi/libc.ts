@@ -85,6 +85,7 @@ export const Errno = {
   EBUSY: 16,
   EEXIST: 17,
   ENOTDIR: 20,
+  EISDIR: 21,
   EINVAL: 22,
   EMFILE: 24,
   ENOTTY: 25,

@@ -1,6 +1,7 @@
 /** The standard streams of a process that has no terminal. */
 
 import * as fds from "../../ffi/fd.ts";
+import { Errno, SystemError } from "../../ffi/libc.ts";
 import { changeOwner, pipe } from "../../ffi/pipe.ts";
 import { statDescriptor } from "../../ffi/stat.ts";
 import { Role } from "../record/keeper.ts";
@@ -176,7 +177,13 @@ export class PipeStdio implements ProcessStreams {
 
   #openStdin(path: string): void {
     if (!isFifo(path)) {
-      this.#giveToProcess(0, fds.open(path, fds.O.RDONLY | fds.O.NOCTTY));
+      const fd = fds.open(path, fds.O.RDONLY | fds.O.NOCTTY);
+      // From a folder of the host's a process would find its way to all others.
+      if (statDescriptor(fd).isDirectory) {
+        fds.close(fd);
+        throw new SystemError("open", Errno.EISDIR, path);
+      }
+      this.#giveToProcess(0, fd);
       return;
     }
     const { read, write } = pipe();
