@@ -28,6 +28,15 @@ export class Reader implements Disposable {
     return count === null ? undefined : this.#buffer.subarray(0, count);
   }
 
+  /** The next byte, and no more than that. */
+  async byte(): Promise<number> {
+    if (!this.#file) throw new Error("It has been closed");
+    const byte = new Uint8Array(1);
+    const count = await within("a byte of output", this.#file.read(byte));
+    if (count === null) throw new Error("The output has ended");
+    return byte[0]!;
+  }
+
   /** Everything up to the end of file. */
   async text(): Promise<string> {
     const decoder = new TextDecoder();

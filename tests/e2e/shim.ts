@@ -376,7 +376,11 @@ export class Shim {
 
   /** Creates the container with FIFOs, whose output the test reads. */
   async createWithFifos(more: v1.ICreateTaskRequest = {}): Promise<Attached> {
-    const fifos = await this.fifos();
+    return await this.createWithFifosOf(await this.fifos(), more);
+  }
+
+  /** The same with FIFOs that there are. */
+  async createWithFifosOf(fifos: Attached["fifos"], more: v1.ICreateTaskRequest = {}): Promise<Attached> {
     return await this.#attach(fifos, this.create(fifos, more));
   }
 
