@@ -283,6 +283,8 @@ export class Runc {
     const { command, root, log, criu, systemdCgroup, cwd, run } = this.#options;
     const before = this.#logSize();
     const pidFile = args.indexOf("--pid-file");
+    // Where it has been removed, the container is still to be ended: what the runtime says goes to its standard error then.
+    const isThere = isDirectory(cwd);
     try {
       const { status, logged = before } = await run({
         ...READING.includes(args[0]!) ? { key: undefined, timeoutMs: READING_TIMEOUT_MS } : { key: args.join(" ") },
@@ -292,15 +294,12 @@ export class Runc {
           command,
           "--root",
           root,
-          "--log",
-          log,
-          "--log-format",
-          "json",
+          ...(isThere ? ["--log", log, "--log-format", "json"] : []),
           ...(criu ? ["--criu", criu] : []),
           ...(systemdCgroup ? ["--systemd-cgroup"] : []),
           ...args,
         ],
-        cwd,
+        cwd: isThere ? cwd : "/",
         descriptors,
       });
       return { status, logged };
@@ -311,10 +310,9 @@ export class Runc {
 
   /** Why the runtime could not be started. */
   #startFailure(cause: unknown): string {
-    const { command, cwd } = this.#options;
+    const { command } = this.#options;
     const missing = cause instanceof SystemError && cause.errno === Errno.ENOENT;
-    // The same error says that there is no such working directory.
-    if (!missing || command.includes("/") || !isDirectory(cwd)) return messageOf(cause);
+    if (!missing || command.includes("/")) return messageOf(cause);
     // The words that a runtime has for the same failure of a container's command, and that are looked for.
     return `exec: ${JSON.stringify(command)}: executable file not found in $PATH`;
   }
