@@ -19,6 +19,8 @@ const COLOURS = ["#2a78b5", "#f2b134"];
 /** A part of the picture: what has one scale. */
 interface Part {
   readonly title: string;
+  /** The least that it shows, where its scale is logarithmic. */
+  readonly least?: number;
   /** In the order of {@linkcode COLOURS}. */
   readonly curves: readonly { readonly name: Name; readonly words: string; readonly factor?: number }[];
 }
@@ -42,8 +44,8 @@ const PARTS: readonly Part[] = [
       factor: 1 / KIB_PER_MIB,
     }],
   },
-  { title: "State, median of each second, ms", curves: [{ name: "stateP50Ms", words: "p50" }] },
-  { title: "State, worst hundredth of each second, ms", curves: [{ name: "stateP99Ms", words: "p99" }] },
+  { title: "State, median of each second, ms", least: 0.1, curves: [{ name: "stateP50Ms", words: "p50" }] },
+  { title: "State, worst hundredth of each second, ms", least: 0.1, curves: [{ name: "stateP99Ms", words: "p99" }] },
 ];
 
 /** The picture. */
@@ -74,7 +76,7 @@ function ticks(end: number): number[] {
 }
 
 function drawPart(
-  { title, curves }: Part,
+  { title, least, curves }: Part,
   samples: readonly Sample[],
   x: (at: number) => number,
   top: number,
@@ -82,13 +84,16 @@ function drawPart(
   const bottom = top + PLOT_HEIGHT;
   const valuesOf = ({ name, factor = 1 }: Part["curves"][number]) => samples.map((each) => each[name] * factor);
   const most = Math.max(...curves.flatMap(valuesOf).filter((each) => !Number.isNaN(each)), Number.MIN_VALUE);
-  const y = (value: number) => bottom - value / most * PLOT_HEIGHT;
+  const part = (value: number) =>
+    least === undefined ? value / most : Math.log(Math.max(value, least) / least) / Math.log(most / least);
+  const y = (value: number) => bottom - part(value) * PLOT_HEIGHT;
+  const marks = least === undefined ? [0, most / 2, most] : [0.1, 1, 10, 100, 1000].filter((each) => each <= most);
   const right = MARGIN + LABEL_WIDTH + PLOT_WIDTH;
   const kills = samples.filter(({ kills }, i) => kills > (samples[i - 1]?.kills ?? 0));
   let legendX = MARGIN + LABEL_WIDTH + 290;
   return [
     text(MARGIN + LABEL_WIDTH, top - 6, title),
-    ...[0, most / 2, most].flatMap((value) => [
+    ...marks.flatMap((value) => [
       line([MARGIN + LABEL_WIDTH, y(value)], [right, y(value)], FAINT, 1),
       text(MARGIN + LABEL_WIDTH - 6, y(value) + 4, value < 10 ? value.toFixed(1) : value.toFixed(0), { anchor: "end" }),
     ]),
