@@ -375,7 +375,8 @@ export class Shim {
     const { poller } = this.#place;
     const connection = new Connection(poller, fd, { peeks: calls !== undefined, close: () => shelf.release() });
     const conn = calls === undefined ? connection : new KeptConnection(connection, calls, shelf.slot, part);
-    this.#server.serveConnection(conn, { number: shelf.slot, begun });
+    // What many have left behind would stay until a child is started.
+    this.#server.serveConnection(conn, { number: shelf.slot, begun }).then(this.#place.noteWork);
   }
 
   async #end(): Promise<void> {
