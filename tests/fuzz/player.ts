@@ -4,7 +4,7 @@ import { assertEquals } from "@std/assert";
 import { ttrpc } from "../../lib/api/ttrpc.js";
 import { isDisconnect, MAX_PAYLOAD, MessageType, readFrames } from "../../lib/ttrpc/frame.ts";
 import { REQUEST } from "../e2e/wire.ts";
-import { within } from "../e2e/until.ts";
+import { until, within } from "../e2e/until.ts";
 import type { Case } from "./case.ts";
 import { concat } from "./protobuf.ts";
 import { framesOf } from "./traffic.ts";
@@ -33,7 +33,7 @@ export class Player {
    * @throws {Error} when an answer is missing, or is none
    */
   async play({ chunks, ending }: Case): Promise<void> {
-    const conn = await Deno.connect({ transport: "unix", path: this.#path });
+    const conn = await connect(this.#path);
     if (ending === "left" || ending === "half") {
       // There may never be room for all of it.
       const written = write(conn, chunks);
@@ -65,6 +65,16 @@ export class Player {
   close(): void {
     for (const conn of this.#left.splice(0)) conn.close();
   }
+}
+
+/** Connects, as soon as there is room among those that wait to be accepted. */
+function connect(path: string): Promise<Deno.UnixConn> {
+  const attempt = () => Deno.connect({ transport: "unix", path });
+  return attempt().catch((error) => {
+    // Nobody is there any more, if it is anything else.
+    if (!(error instanceof Deno.errors.WouldBlock)) throw error;
+    return until("there is room for a connection", attempt);
+  });
 }
 
 async function write(conn: Deno.Conn, chunks: readonly Uint8Array[]): Promise<void> {

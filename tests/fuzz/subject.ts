@@ -154,7 +154,8 @@ export class Subject {
   }
 
   #memory(): number {
-    return this.#pids.reduce((sum, pid) => sum + field(pid, "smaps_rollup", "Private_Dirty") + memoryFiles(pid), 0);
+    // Not Private_Dirty: an executable that has just been made is that too, until it has been written to the disk.
+    return this.#pids.reduce((sum, pid) => sum + field(pid, "smaps_rollup", "Anonymous") + memoryFiles(pid), 0);
   }
 
   #names(): string[] {
