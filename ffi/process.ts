@@ -271,13 +271,20 @@ function ownEnvironment(): StringArray {
   return environment ??= readEnvironment();
 }
 
+/**
+ * What an environment entry begins with that is containerd's alone, from systemd (sd_notify(3)): runc would pass it on to the
+ * container, and wait in `start` for the container to say that it is ready. lib/standalone/entry.c leaves it out too.
+ */
+const NOT_FOR_CHILDREN = new TextEncoder().encode("NOTIFY_SOCKET=");
+
 function readEnvironment(): StringArray {
   const strings: Uint8Array[] = [];
   const bytes = Deno.readFileSync("/proc/self/environ");
   for (let at = 0; at < bytes.length;) {
     const end = bytes.indexOf(0, at);
     if (end < 0) break;
-    strings.push(bytes.subarray(at, end + 1));
+    const string = bytes.subarray(at, end + 1);
+    if (!NOT_FOR_CHILDREN.every((byte, i) => string[i] === byte)) strings.push(string);
     at = end + 1;
   }
   return new StringArray(strings);

@@ -505,6 +505,7 @@ static long find_host(const struct started *started, const struct holder *holder
       if (is_there) {
         call(__NR_ftruncate, lock, 0);
         call(__NR_unlink, address.path);
+        call(__NR_fchmod, listener, 0600); /* the mode that the name will have */
         if (!call(__NR_bind, listener, &address, sizeof address) && !call(__NR_listen, listener, BACKLOG))
           start_host(started, holder, address.path, listener, lock);
       }
@@ -567,6 +568,11 @@ static long become(const struct order *order, const char *strings, const char **
   for (size_t i = 0; i < order->arguments; i++, string = next_string(string)) *pointers++ = string;
   *pointers++ = NULL;
   const char *const *envp = own_environment;
+  /* What is containerd's alone, as ffi/process.ts has it. This array is a copy: the child's memory is its own. */
+  const char **kept = (const char **)own_environment;
+  for (const char *const *each = own_environment; *each; each++)
+    if (!begins_with(*each, "NOTIFY_SOCKET=")) *kept++ = *each;
+  *kept = NULL;
   if (order->environment != OWN_ENVIRONMENT) {
     envp = pointers;
     for (size_t i = 0; i < order->environment; i++, string = next_string(string)) *pointers++ = string;
