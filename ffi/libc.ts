@@ -90,6 +90,7 @@ export const Errno = {
   EMFILE: 24,
   ENOTTY: 25,
   EPIPE: 32,
+  ELOOP: 40,
   ECONNABORTED: 103,
   ECONNRESET: 104,
   ECONNREFUSED: 111,

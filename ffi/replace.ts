@@ -24,7 +24,7 @@ const RENAME_EXCHANGE = 2;
  * @throws {SystemError} ENOSPC
  */
 export function replaceFile(path: string, spare: string, content: Uint8Array<ArrayBuffer>, mode: number): void {
-  const fd = fds.open(spare, fds.O.WRONLY | fds.O.CREAT | fds.O.NOFOLLOW, mode);
+  const fd = openSpare(spare, mode);
   try {
     for (let at = 0; at < content.length;) {
       at += check(fds.writeAt(fd, content.subarray(at), at), "write to", spare);
@@ -52,5 +52,17 @@ export function writeWhole(path: string, content: Uint8Array<ArrayBuffer>, mode:
     replaceFile(path, spare, content, mode);
   } finally {
     c().unlink(cstring(spare));
+  }
+}
+
+/** Opens the other file; a link that has been put there goes, and what it leads to is left alone. */
+function openSpare(spare: string, mode: number): number {
+  const flags = fds.O.WRONLY | fds.O.CREAT | fds.O.NOFOLLOW;
+  try {
+    return fds.open(spare, flags, mode);
+  } catch (error) {
+    if (!(error instanceof SystemError && error.errno === Errno.ELOOP)) throw error;
+    check(c().unlink(cstring(spare)), "unlink", spare);
+    return fds.open(spare, flags, mode);
   }
 }

@@ -2,6 +2,7 @@
 
 import { describe as describeDescriptor } from "../ffi/fd.ts";
 import type { Poller } from "../ffi/poll.ts";
+import { writeWhole } from "../ffi/replace.ts";
 import type { Process } from "./container/process.ts";
 import type { EventQueue } from "./events/queue.ts";
 import type { Call } from "./ttrpc/server.ts";
@@ -50,6 +51,14 @@ export function describeProcess(poller: Poller): string[] {
   lines.push(`${numbers.length} descriptors, ${poller.size} watched`);
   for (const number of numbers) lines.push(`descriptor ${number} ${describeDescriptor(number) ?? "closed"}`);
   return lines;
+}
+
+/** Who can see what is in a dump. */
+const OWNER_ONLY = 0o600;
+
+/** Writes a dump to a file, in place of what was there: where that is a link, what it leads to is left alone. */
+export function writeDump(path: string, text: string): void {
+  writeWhole(path, new TextEncoder().encode(text), OWNER_ONLY);
 }
 
 function seconds(ms: number): string {

@@ -5,7 +5,6 @@ import { Connection, Listener } from "../ffi/connection.ts";
 import { O, open, write } from "../ffi/fd.ts";
 import { openPidfd } from "../ffi/pidfd.ts";
 import { ensureFifo, unreadBytes } from "../ffi/pipe.ts";
-import { writeWhole } from "../ffi/replace.ts";
 import { Signal, signalName } from "../ffi/signals.ts";
 import { ADDRESS_LIMIT, isOwnUser, peerCredentials } from "../ffi/socket.ts";
 import { within } from "./async.ts";
@@ -33,7 +32,6 @@ const DUMP_DELAY_MS = 200;
 /** How long a line about the death of another process waits, in ms. */
 const CRASH_LINE_DELAY_MS = 50;
 const DUMP_FILE = "shim.dump.log";
-const DUMP_MODE = 0o600;
 /** How long lines of level debug are kept at most when nobody calls, in ms. */
 const START_TIMEOUT_MS = 1000;
 const US_PER_MS = 1000;
@@ -439,7 +437,7 @@ export class Shim {
   }
 
   async #dump(): Promise<void> {
-    const { describe, describeProcess } = await import("./dump.ts");
+    const { describe, describeProcess, writeDump } = await import("./dump.ts");
     const { cwd } = this.#identity;
     const text = describe(this.subjects, this.#place.describe?.() ?? describeProcess(this.#place.poller));
     for (const line of text) this.log.info(line);
@@ -447,7 +445,7 @@ export class Shim {
       // What is still there has no reader: it would be lost with this process.
       const [logFifo] = this.#logs;
       if (logFifo === undefined || unreadBytes(logFifo) === 0) return;
-      writeWhole(`${cwd}/${DUMP_FILE}`, new TextEncoder().encode(text.join("\n") + "\n"), DUMP_MODE);
+      writeDump(`${cwd}/${DUMP_FILE}`, text.join("\n") + "\n");
     });
   }
 
@@ -506,7 +504,7 @@ function openLogs(folder: string, shelf: Shelf): number[] {
       if (brought !== undefined) return brought;
       const path = `${folder}/shim.${name}.log`;
       ensureFifo(path, LOG_MODE);
-      const fd = open(path, O.RDWR | O.NONBLOCK);
+      const fd = open(path, O.RDWR | O.NONBLOCK | O.NOFOLLOW);
       shelf.keep(role, fd);
       return fd;
     });

@@ -20,6 +20,19 @@ export function readPidFile(path: string): number {
   return pid;
 }
 
+/** Who can see what is in a file that this process makes. */
+const OWNER_ONLY = 0o600;
+
+/**
+ * Writes a file that is new, whatever was there: where a link has been put, what it leads to is left alone.
+ *
+ * @throws {Error}
+ */
+export function writeNewFile(path: string, text: string): void {
+  removeIfThere(path);
+  Deno.writeTextFileSync(path, text, { createNew: true, mode: OWNER_ONLY });
+}
+
 /** Removes a file, which may not be there. */
 export function removeIfThere(path: string): void {
   try {

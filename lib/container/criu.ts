@@ -1,6 +1,7 @@
 /** The folder that CRIU works in, and its log, which says why it failed. */
 
 import type { Logger } from "../log.ts";
+import { removeIfThere } from "./bundle.ts";
 import { RuntimeError } from "../runtime/runc.ts";
 
 /** Where CRIU works for a container. */
@@ -29,6 +30,8 @@ export async function withCriu(
   run: (workPath: string) => Promise<void>,
 ): Promise<void> {
   const folder = workPath || `${workdir}/${OWN_FOLDER}`;
+  // What is there was left, or put there, by somebody else.
+  if (!workPath) await remove(folder, log);
   try {
     await run(folder);
   } catch (error) {
@@ -37,6 +40,7 @@ export async function withCriu(
     const [message] = error.message.split("\n", 1);
     const kept = `${bundle}/criu-${action}.log`;
     try {
+      removeIfThere(kept);
       await Deno.copyFile(`${folder}/${action}.log`, kept);
     } catch (cause) {
       // There is none when CRIU has not even been started.

@@ -4,7 +4,7 @@ import { Errno, SystemError } from "../../ffi/libc.ts";
 import { Signal } from "../../ffi/signals.ts";
 import { Code, StatusError } from "../ttrpc/status.ts";
 import { RuntimeError } from "../runtime/runc.ts";
-import { readPidFile, removeIfThere } from "./bundle.ts";
+import { readPidFile, removeIfThere, writeNewFile } from "./bundle.ts";
 import type { Context } from "./context.ts";
 import type { Init } from "./init.ts";
 import type { ExecRecord } from "../record/record.ts";
@@ -89,7 +89,7 @@ export class Exec extends Process {
         // What another process has begun with is reading it.
         if (!this.hasBegun) {
           const spec = JSON.stringify({ ...this.#config.spec, terminal: this.stdio.terminal });
-          Deno.writeTextFileSync(process, spec, { mode: 0o600 });
+          writeNewFile(process, spec);
         }
         await this.#init.runc.exec(this.#init.id, {
           stdio: streams.stdio,

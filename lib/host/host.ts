@@ -8,7 +8,6 @@
 
 import * as fds from "../../ffi/fd.ts";
 import { Event } from "../../ffi/poll.ts";
-import { writeWhole } from "../../ffi/replace.ts";
 import { Signal } from "../../ffi/signals.ts";
 import { accept, isListening, isOwnUser, peerCredentials } from "../../ffi/socket.ts";
 import { parse } from "../cli.ts";
@@ -37,8 +36,6 @@ const LOOK_MS = 20;
 /** How many descriptors a container may need, with some execs, and this process besides. */
 const DESCRIPTORS_EACH = 64;
 const DESCRIPTORS_OWN = 64;
-
-const DUMP_MODE = 0o600;
 
 /** A container here. */
 interface Member {
@@ -317,10 +314,10 @@ class Host {
   }
 
   async #dump(): Promise<void> {
-    const { describe, describeProcess } = await import("../dump.ts");
+    const { describe, describeProcess, writeDump } = await import("../dump.ts");
     const lines = [...this.#members].flatMap(({ shim }) => shim === undefined ? [] : describe(shim.subjects, []));
     const text = [...lines, ...describeProcess(this.#place.poller)].join("\n") + "\n";
-    writeWhole(`${this.#path}.dump`, new TextEncoder().encode(text), DUMP_MODE);
+    writeDump(`${this.#path}.dump`, text);
   }
 }
 
