@@ -78,15 +78,19 @@ onlyOurs(
   },
 );
 
-Deno.test("a log that is full is for the process to deal with, as any full disk is; the shim goes on", async () => {
-  await using disk = await SmallDisk.mount();
-  const args = ["sh", "-c", "dd if=/dev/zero bs=1024 count=1024 2>/dev/null || exit 7"];
-  await withServed({ args }, async ({ shim }) => {
-    await shim.run({ stdout: `file://${disk.folder}/log` });
-    assertEquals((await shim.wait()).status, 7);
-    await shim.delete();
-  });
-});
+onlyOurs(
+  "it copies no further, and the process hangs",
+  "a log that is full is for the process to deal with, as any full disk is; the shim goes on",
+  async () => {
+    await using disk = await SmallDisk.mount();
+    const args = ["sh", "-c", "dd if=/dev/zero bs=1024 count=1024 2>/dev/null || exit 7"];
+    await withServed({ args }, async ({ shim }) => {
+      await shim.run({ stdout: `file://${disk.folder}/log`, stderr: `file://${disk.folder}/log` });
+      assertEquals((await shim.wait()).status, 7);
+      await shim.delete();
+    });
+  },
+);
 
 onlyOurs(
   "its terminal is read no more, and the process hangs",

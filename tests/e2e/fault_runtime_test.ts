@@ -343,31 +343,35 @@ const HANGING: readonly (readonly [string, (shim: Shim) => Promise<unknown>])[] 
 ];
 
 for (const [command, call] of HANGING) {
-  Deno.test(`while the runtime hangs in ${command}, State, Wait and ShimInfo are answered, and an exit is told`, () =>
-    withFaulty('echo $$ >"$(dirname "$0")/hanging"; exec sleep 1000', async (shim, runtime, more) => {
-      const init = await shim.run({}, more);
-      await runtime.during(command, async () => {
-        const hanging = call(shim).then(() => undefined, (error: unknown) => error);
-        const pid = await until("the runtime hangs", async () => {
-          const pid = Number(await Deno.readTextFile(`${shim.folder}/hanging`));
-          return pid > 0 && pid;
+  onlyOurs(
+    "its State waits for it",
+    `while the runtime hangs in ${command}, State, Wait and ShimInfo are answered, and an exit is told`,
+    () =>
+      withFaulty('echo $$ >"$(dirname "$0")/hanging"; exec sleep 1000', async (shim, runtime, more) => {
+        const init = await shim.run({}, more);
+        await runtime.during(command, async () => {
+          const hanging = call(shim).then(() => undefined, (error: unknown) => error);
+          const pid = await until("the runtime hangs", async () => {
+            const pid = Number(await Deno.readTextFile(`${shim.folder}/hanging`));
+            return pid > 0 && pid;
+          });
+          assertEquals(await shim.shimPid(), shim.pid);
+          assertEquals((await shim.state()).pid, init);
+          const waiting = shim.wait();
+          Deno.kill(init, "SIGKILL");
+          assertEquals((await waiting).status, 137);
+          assertEquals((await shim.events.exit(shim.id)).exit.exitStatus, 137);
+          assertEquals((await shim.state()).status, Status.STOPPED);
+          Deno.kill(pid, "SIGKILL");
+          const error = await hanging;
+          // Of a container that has ended, it is known without the runtime that no process is left.
+          if (command === "ps" && error === undefined) return;
+          assert(error instanceof StatusError, `${error}`);
+          assertMatch((error as StatusError).message, SENTENCE);
         });
-        assertEquals(await shim.shimPid(), shim.pid);
-        assertEquals((await shim.state()).pid, init);
-        const waiting = shim.wait();
-        Deno.kill(init, "SIGKILL");
-        assertEquals((await waiting).status, 137);
-        assertEquals((await shim.events.exit(shim.id)).exit.exitStatus, 137);
-        assertEquals((await shim.state()).status, Status.STOPPED);
-        Deno.kill(pid, "SIGKILL");
-        const error = await hanging;
-        // Of a container that has ended, it is known without the runtime that no process is left.
-        if (command === "ps" && error === undefined) return;
-        assert(error instanceof StatusError, `${error}`);
-        assertMatch((error as StatusError).message, SENTENCE);
-      });
-      assertEquals((await shim.delete()).status, 137);
-    }));
+        assertEquals((await shim.delete()).status, 137);
+      }),
+  );
 }
 
 onlyOurs(

@@ -3,7 +3,7 @@
 import { assert, assertEquals, assertMatch, assertThrows } from "@std/assert";
 import { containerd } from "../../lib/api/mod.js";
 import { Code, StatusError } from "../../lib/ttrpc/status.ts";
-import { inEachForm, IS_OURS, onlyOurs, onlyOursInEachForm, WAY } from "./env.ts";
+import { IS_OURS, onlyOurs, onlyOursInEachForm, WAY } from "./env.ts";
 import { assertEnds, assertSupervised, processesOf, withServed } from "./fault.ts";
 import { HOSTS, type Machine, withMachine } from "./host.ts";
 import { descriptorsOf, isHolder } from "./proc.ts";
@@ -267,7 +267,8 @@ for each; do [ "$previous" = --console-socket ] && stat -c '%a %u %n' "\${each%/
 exec runc "$@"
 `;
 
-inEachForm(
+onlyOursInEachForm(
+  "it needs streams for it",
   "the socket that a terminal is sent through is in a folder that only this user may enter, and is removed",
   (form) =>
     withShim({ shim: form, terminal: true }, async (shim) => {
