@@ -308,6 +308,16 @@ export class Shim {
     };
   }
 
+  /** What its container's creation is, while that goes on: the runtime's command line, and its process, 0 if not known. */
+  get creating(): { readonly id: string; readonly runtime: readonly string[]; readonly pid: number } | undefined {
+    const container = this.#service.record;
+    const command = this.#commands.records.find(({ key }) => key.startsWith("create "));
+    if (container === undefined || container.isCreated || command === undefined) return undefined;
+    const { "runtime-root": root, namespace, "systemd-cgroup": systemd } = this.#identity.options;
+    const runtime = [container.runtime, "--root", `${root}/${namespace}`, ...(systemd ? ["--systemd-cgroup"] : [])];
+    return { id: container.init.id, runtime, pid: command.pid };
+  }
+
   /**
    * Closes all that is open for the container, and does nothing more for it: its process has ended. The container lives on,
    * and is containerd's to clean up.

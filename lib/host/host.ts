@@ -18,6 +18,7 @@ import { blockEverywhere, receive } from "../signals.ts";
 import { standing } from "./fit.ts";
 import { Holder, type HolderOptions } from "./holder.ts";
 import { KeptByHolder } from "./kept.ts";
+import { removeOrphan } from "./orphans.ts";
 import { RECORD_VERSION } from "../record/record.ts";
 import { canRead, hasBeenTakenOver } from "../record/recorder.ts";
 import { type AboutHost, type FromHolder, type Join, MAX_MESSAGE, ownBuild } from "./protocol.ts";
@@ -273,7 +274,13 @@ class Host {
   /** A holder has ended, or was not to be one. */
   #gone(member: Member | undefined): void {
     if (member === undefined) return;
+    const orphan = member.shim?.creating;
     member.shim?.abandon();
+    if (orphan !== undefined) {
+      removeOrphan(this.#place, orphan).catch((error) => {
+        this.tellAll("a container is left whose shim has died", { id: orphan.id, error });
+      });
+    }
     member.kept.abandon();
     if (member.listener !== undefined) fds.close(member.listener);
     this.#members.delete(member);

@@ -1,0 +1,70 @@
+/**
+ * What becomes of a container whose process dies while the OCI runtime creates it: the runtime goes on, and what it makes
+ * would be nobody's, with a name that nobody can use again. Its host has it removed.
+ */
+
+import { close } from "../../ffi/fd.ts";
+import { MemoryFile } from "../../ffi/memfd.ts";
+import { openPidfd } from "../../ffi/pidfd.ts";
+import { Event, type Poller } from "../../ffi/poll.ts";
+import { parentOf, reap, spawn } from "../../ffi/process.ts";
+import { sleep } from "../async.ts";
+import type { Place } from "../place.ts";
+
+/** A container that was being created. */
+export interface Orphan {
+  readonly id: string;
+  /** The runtime's command line, up to a command. */
+  readonly runtime: readonly string[];
+  /** The runtime's process that creates it; 0 when it is not known whether there is one. */
+  readonly pid: number;
+}
+
+/** How long a runtime may take to begin and to end whose process is not known, in ms. */
+const UNKNOWN_MS = 500;
+
+/** Waits until the runtime has done what it does, and removes what it has made. */
+export async function removeOrphan({ poller, timer }: Place, { id, runtime, pid }: Orphan): Promise<void> {
+  if (pid === 0) await sleep(timer, UNKNOWN_MS);
+  else await ended(poller, pid);
+  const init = Number(/"pid":\s*(\d+)/.exec(await outputOf(poller, [...runtime, "state", id]))?.[1] ?? 0);
+  // There may be another of that name by now: a shim, or a runtime that it has started, is the parent of that.
+  if (init === 0 || isShims(init)) return;
+  await outputOf(poller, [...runtime, "delete", "--force", id]);
+}
+
+/** Whether a process has been started by a shim that lives. */
+function isShims(pid: number): boolean {
+  const parent = parentOf(pid);
+  if (parent === undefined) return false;
+  const args = argumentsOf(parent);
+  return args.includes("-namespace") || args.includes("create");
+}
+
+function argumentsOf(pid: number): string[] {
+  try {
+    return Deno.readTextFileSync(`/proc/${pid}/cmdline`).split("\0");
+  } catch {
+    return [];
+  }
+}
+
+/** Runs a program as a child of this process, which has no others, and gives what it has printed. */
+async function outputOf(poller: Poller, args: readonly string[]): Promise<string> {
+  using output = new MemoryFile("runc-output");
+  const pid = spawn({ args, cwd: "/", descriptors: [null, output.fd, null] });
+  await ended(poller, pid);
+  while (reap() !== undefined);
+  return output.read();
+}
+
+/** Waits until a process has ended, whose ever it is. */
+async function ended(poller: Poller, pid: number): Promise<void> {
+  const pidfd = openPidfd(pid);
+  if (pidfd === undefined) return;
+  const { promise, resolve } = Promise.withResolvers<void>();
+  poller.add(pidfd, Event.IN, () => resolve());
+  await promise;
+  poller.remove(pidfd);
+  close(pidfd);
+}
