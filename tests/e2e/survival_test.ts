@@ -16,7 +16,7 @@ const LOST: Readonly<Record<Victim, readonly string[]>> = {
     "the exec's exit status (ctr fails)",
     "the exec's exit event",
   ],
-  exec: ["that exec", "that exec's process stays"],
+  exec: ["that exec"],
   create: ["that container"],
   init: ["the container"],
 };
