@@ -5,6 +5,7 @@ import { Code, StatusError } from "../../lib/ttrpc/status.ts";
 import { onlyOurs } from "./env.ts";
 import { assertEnds, assertSupervised, SENTENCE, withServed } from "./fault.ts";
 import { Seeded } from "./seeded.ts";
+import { isAlive } from "./proc.ts";
 import { assertStatus, type Shim, type ShimOptions, Status } from "./shim.ts";
 import { LEAVING_MS } from "./leftovers.ts";
 import { until } from "./until.ts";
@@ -396,3 +397,29 @@ onlyOurs(
       await assertEnds(shim, init);
     }),
 );
+
+/** Commands that may hang when a shim is told to end, and what must be gone then. */
+const HANGING_AT_THE_END = ["create", "kill"];
+
+for (const command of HANGING_AT_THE_END) {
+  onlyOurs(
+    "it does not end its container",
+    `a shim that is told to end while the runtime hangs in ${command} does so, and nothing is left`,
+    () =>
+      withFaulty('echo $$ >"$(dirname "$0")/hanging"; exec sleep 1000', async (shim, runtime, more) => {
+        if (command !== "create") await shim.run({}, more);
+        await runtime.during(command, async () => {
+          if (command === "create") shim.create({}, more).catch(() => {});
+          else shim.kill(10).catch(() => {});
+          const pid = await until("the runtime hangs", async () => {
+            const pid = Number(await Deno.readTextFile(`${shim.folder}/hanging`));
+            return pid > 0 && pid;
+          });
+          shim.signal("SIGTERM");
+          // It is given ten seconds for what it is about.
+          await until("the runtime is ended", () => !isAlive(pid));
+        });
+        assertEquals(await shim.status, 0);
+      }, { endsItself: true }),
+  );
+}
