@@ -169,9 +169,8 @@ class Run {
       [
         `${SHIM.name}, ${subject.description}: ${this.#count} cases in ${lasted}, ${this.#rate(playedMs)}`,
         `${subject.execsLeft} execs of theirs deleted`,
-        `private memory ${before.memory} KiB before${
-          isWarm ? `, after ${WARM_UP} cases` : ""
-        }, ${memory} KiB in the end`,
+        // Of a short run it has not been waited for that memory is given back.
+        ...isWarm ? [`private memory ${before.memory} KiB after ${WARM_UP} cases, ${memory} KiB in the end`] : [],
         `the container has printed ${lines} lines, all there`,
       ].join("; "),
     );
