@@ -60,6 +60,15 @@ export interface Identity {
   readonly build?: bigint;
 }
 
+/** A container that is being created. */
+export interface Creation {
+  readonly id: string;
+  /** The runtime's command line, up to a command. */
+  readonly runtime: readonly string[];
+  /** The runtime's process that creates it; 0 when it is not known whether there is one. */
+  readonly pid: number;
+}
+
 /** The shim of one container. */
 export class Shim {
   readonly log: Logger;
@@ -308,8 +317,8 @@ export class Shim {
     };
   }
 
-  /** What its container's creation is, while that goes on: the runtime's command line, and its process, 0 if not known. */
-  get creating(): { readonly id: string; readonly runtime: readonly string[]; readonly pid: number } | undefined {
+  /** The creation of its container, while that goes on. */
+  get creating(): Creation | undefined {
     const container = this.#service.record;
     const command = this.#commands.records.find(({ key }) => key.startsWith("create "));
     if (container === undefined || container.isCreated || command === undefined) return undefined;

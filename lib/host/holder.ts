@@ -107,14 +107,12 @@ export class Holder implements Parent {
 
   /** A number or nothing that it is told: see lib/standalone/entry.c. What it keeps by a number is the caller's to know. */
   tell(...message: Parameters<typeof order>): void {
+    const bytes = order(...message);
+    if (!ANSWERS.includes(message[0])) return this.#sendIfThere(bytes);
     try {
-      if (ANSWERS.includes(message[0])) {
-        this.#sent({ bytes: order(...message), descriptors: [] });
-        this.#isAccepted = true;
-        this.#sendWaiting();
-        return;
-      }
-      this.#send({ bytes: order(...message), descriptors: [] });
+      this.#sent({ bytes, descriptors: [] });
+      this.#isAccepted = true;
+      this.#sendWaiting();
     } catch {
       // It has gone: what is read next says so.
     }
@@ -152,13 +150,7 @@ export class Holder implements Parent {
 
   /** Has it close what it keeps by these numbers. */
   drop(numbers: readonly number[]): void {
-    for (const message of dropOrders(numbers)) {
-      try {
-        this.#send({ bytes: message, descriptors: [] });
-      } catch {
-        // It has gone: what is read next says so.
-      }
-    }
+    for (const bytes of dropOrders(numbers)) this.#sendIfThere(bytes);
   }
 
   /**
@@ -182,11 +174,7 @@ export class Holder implements Parent {
   /** Has it go to a host of another build. */
   move(build: bigint, executable: number): void {
     this.#isMute = false;
-    try {
-      this.#send({ bytes: moveOrder(build), descriptors: [executable] });
-    } catch {
-      // It has gone: what is read next says so.
-    }
+    this.#sendIfThere(moveOrder(build), [executable]);
   }
 
   /** Tells it nothing any more, nor asks it for anything, until {@link move}: it is about to be another's. */
@@ -242,6 +230,15 @@ export class Holder implements Parent {
     // They may be closed before there is room.
     const descriptors = message.descriptors.map((fd) => fds.duplicate(fd));
     this.#outgoing.push({ bytes: message.bytes, descriptors });
+  }
+
+  /** Sends what nobody waits for an answer to. */
+  #sendIfThere(bytes: Uint8Array<ArrayBuffer>, descriptors: readonly number[] = []): void {
+    try {
+      this.#send({ bytes, descriptors });
+    } catch {
+      // It has gone: what is read next says so.
+    }
   }
 
   #sendWaiting(): void {

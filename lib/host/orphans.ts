@@ -10,21 +10,13 @@ import { Event, type Poller } from "../../ffi/poll.ts";
 import { parentOf, reap, spawn } from "../../ffi/process.ts";
 import { sleep } from "../async.ts";
 import type { Place } from "../place.ts";
-
-/** A container that was being created. */
-export interface Orphan {
-  readonly id: string;
-  /** The runtime's command line, up to a command. */
-  readonly runtime: readonly string[];
-  /** The runtime's process that creates it; 0 when it is not known whether there is one. */
-  readonly pid: number;
-}
+import type { Creation } from "../shim.ts";
 
 /** How long a runtime may take to begin and to end whose process is not known, in ms. */
 const UNKNOWN_MS = 500;
 
 /** Waits until the runtime has done what it does, and removes what it has made. */
-export async function removeOrphan({ poller, timer }: Place, { id, runtime, pid }: Orphan): Promise<void> {
+export async function removeOrphan({ poller, timer }: Place, { id, runtime, pid }: Creation): Promise<void> {
   if (pid === 0) await sleep(timer, UNKNOWN_MS);
   else await ended(poller, pid);
   const init = Number(/"pid":\s*(\d+)/.exec(await outputOf(poller, [...runtime, "state", id]))?.[1] ?? 0);

@@ -106,63 +106,38 @@ for (const [what, processOf] of PROCESSES) {
       }),
   );
 
-  onlyOurs(
-    "its Create hangs",
-    `Create fails, with whatever number of descriptors ${what} has left, until there are enough`,
-    () =>
-      withServed({}, async (served) => {
-        const { shim } = served;
-        const fifos = await shim.fifos();
-        using _readers = keepOpen(fifos.stdout, fifos.stderr);
-        // What it has open from its first call on.
-        await assertRejects(() => shim.create({}, { runtime: "no-such-runtime" }));
-        const before = openOf(processesOf(served));
-        let [failed, isDone] = [0, false];
-        for (let free = 0; free < MOST && !isDone; free++) {
-          await withFree(processOf(served), free, async () => {
-            isDone = await isMade(shim.create(fifos));
-            assertEquals(await shim.shimPid(), shim.pid);
-          });
-          if (isDone) break;
-          failed++;
-          await until("nothing is left of it", () => shim.leftovers().length === 0);
-          await assertSameOpen(before);
-        }
-        assert(failed > 0 && isDone, `${failed} have failed`);
-        const init = await shim.startProcess();
-        await assertSupervised(shim, init);
-        await assertEnds(shim, init);
-      }),
-  );
-
-  onlyOurs(
-    "its Create hangs",
-    `Create with a terminal fails, with whatever number of descriptors ${what} has left, until there are enough`,
-    () =>
-      withServed({ terminal: true }, async (served) => {
-        const { shim } = served;
-        const fifos = await shim.fifos();
-        using _readers = keepOpen(fifos.stdout);
-        const stdio = { stdin: fifos.stdin, stdout: fifos.stdout, terminal: true };
-        await assertRejects(() => shim.create({}, { runtime: "no-such-runtime" }));
-        const before = openOf(processesOf(served));
-        let [failed, isDone] = [0, false];
-        for (let free = 0; free < MOST && !isDone; free++) {
-          await withFree(processOf(served), free, async () => {
-            isDone = await isMade(shim.create(stdio));
-            assertEquals(await shim.shimPid(), shim.pid);
-          });
-          if (isDone) break;
-          failed++;
-          await until("nothing is left of it", () => shim.leftovers().length === 0);
-          await assertSameOpen(before);
-        }
-        assert(failed > 0 && isDone, `${failed} have failed`);
-        const init = await shim.startProcess();
-        await assertSupervised(shim, init);
-        await assertEnds(shim, init);
-      }),
-  );
+  for (const terminal of [false, true]) {
+    onlyOurs(
+      "its Create hangs",
+      `Create${terminal ? " with a terminal" : ""} fails, with whatever number of descriptors ${what} has left, ` +
+        "until there are enough",
+      () =>
+        withServed({ terminal }, async (served) => {
+          const { shim } = served;
+          const { stdin, stdout, stderr } = await shim.fifos();
+          using _readers = terminal ? keepOpen(stdout) : keepOpen(stdout, stderr);
+          const stdio = terminal ? { stdin, stdout, terminal } : { stdin, stdout, stderr };
+          // What it has open from its first call on.
+          await assertRejects(() => shim.create({}, { runtime: "no-such-runtime" }));
+          const before = openOf(processesOf(served));
+          let [failed, isDone] = [0, false];
+          for (let free = 0; free < MOST && !isDone; free++) {
+            await withFree(processOf(served), free, async () => {
+              isDone = await isMade(shim.create(stdio));
+              assertEquals(await shim.shimPid(), shim.pid);
+            });
+            if (isDone) break;
+            failed++;
+            await until("nothing is left of it", () => shim.leftovers().length === 0);
+            await assertSameOpen(before);
+          }
+          assert(failed > 0 && isDone, `${failed} have failed`);
+          const init = await shim.startProcess();
+          await assertSupervised(shim, init);
+          await assertEnds(shim, init);
+        }),
+    );
+  }
 
   onlyOurs(
     "it does not come back to those that wait",
