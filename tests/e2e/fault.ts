@@ -1,10 +1,11 @@
 /** A shim that something is wrong around, and what must be right all the same. */
 
 import { assert, assertEquals } from "@std/assert";
-import { EXECUTABLE, newPlace, OUR_EXECUTABLE } from "./env.ts";
+import { Signal } from "../../ffi/signals.ts";
+import { EXECUTABLE, IS_OURS, newPlace, OUR_EXECUTABLE } from "./env.ts";
 import { must } from "./command.ts";
 import { assertExecs, withMachine } from "./host.ts";
-import { descriptorsOf, isAlive, isHolder } from "./proc.ts";
+import { catches, descriptorsOf, isAlive, isHolder } from "./proc.ts";
 import { type Shim, type ShimOptions, Status, withShim } from "./shim.ts";
 import { until } from "./until.ts";
 
@@ -120,4 +121,13 @@ export class SmallDisk implements AsyncDisposable {
     await must(["umount", "-l", this.folder]);
     await Deno.remove(this.folder);
   }
+}
+
+/**
+ * Waits until Deno has opened what it opens for itself half a second after its start, for a handler of SIGUSR1: without a
+ * descriptor for that it ends, and there is no way to tell it not to.
+ */
+export async function untilDenoIsComplete(pid: number): Promise<void> {
+  if (!IS_OURS || isHolder(pid)) return;
+  await until("Deno handles SIGUSR1", () => catches(pid, Signal.SIGUSR1));
 }

@@ -1,12 +1,11 @@
 /** No descriptor is left, or no process may be started: who asks is told so, and nothing is lost. */
 
 import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
-import { Signal } from "../../ffi/signals.ts";
 import { containerd } from "../../lib/api/mod.js";
 import { StatusError } from "../../lib/ttrpc/status.ts";
 import { inGroup } from "./cgroups.ts";
 import { must } from "./command.ts";
-import { IS_OURS, onlyOurs, WAY } from "./env.ts";
+import { onlyOurs, WAY } from "./env.ts";
 import {
   assertEnds,
   assertSameOpen,
@@ -15,9 +14,10 @@ import {
   processesOf,
   SENTENCE,
   type Served,
+  untilDenoIsComplete,
   withServed,
 } from "./fault.ts";
-import { descriptorsOf, isHolder } from "./proc.ts";
+import { descriptorsOf } from "./proc.ts";
 import { SERVICE, type Shim, Status } from "./shim.ts";
 import { PATIENCE_MS, until } from "./until.ts";
 
@@ -26,18 +26,6 @@ const TOO_MANY = /too many open files/i;
 
 /** How many descriptors a call may want at most, all of them at once. */
 const MOST = 24;
-
-/**
- * Waits until Deno has opened what it opens for itself half a second after its start, for a handler of SIGUSR1: without a
- * descriptor for that it ends, and there is no way to tell it not to.
- */
-async function untilDenoIsComplete(pid: number): Promise<void> {
-  if (!IS_OURS || isHolder(pid)) return;
-  await until("Deno handles SIGUSR1", () => {
-    const caught = /^SigCgt:\s*([0-9a-f]+)$/m.exec(Deno.readTextFileSync(`/proc/${pid}/status`))![1];
-    return (BigInt(`0x${caught}`) >> BigInt(Signal.SIGUSR1 - 1) & 1n) === 1n;
-  });
-}
 
 /** Runs `test` while a process has so many numbers of descriptors left and no more. */
 async function withFree(pid: number, free: number, test: () => Promise<void>): Promise<void> {

@@ -91,6 +91,12 @@ export function threadMasks(pid: number): SignalMasks[] {
   });
 }
 
+/** Whether a process has a handler for a signal. */
+export function catches(pid: number, signal: number): boolean {
+  const caught = signalField(Deno.readTextFileSync(`/proc/${pid}/status`), "SigCgt");
+  return (caught >> BigInt(signal - 1) & 1n) === 1n;
+}
+
 /** A line of a mountinfo file: proc_pid_mountinfo(5). */
 export interface MountInfo {
   readonly path: string;

@@ -4,9 +4,9 @@ import { assert, assertEquals, assertMatch, assertThrows } from "@std/assert";
 import { containerd } from "../../lib/api/mod.js";
 import { Code, StatusError } from "../../lib/ttrpc/status.ts";
 import { IS_OURS, onlyOurs, onlyOursInEachForm, WAY } from "./env.ts";
-import { assertEnds, assertSupervised, processesOf, withServed } from "./fault.ts";
+import { assertEnds, assertSupervised, processesOf, untilDenoIsComplete, withServed } from "./fault.ts";
 import { HOSTS, type Machine, withMachine } from "./host.ts";
-import { descriptorsOf, isHolder } from "./proc.ts";
+import { descriptorsOf } from "./proc.ts";
 import { SERVICE, type Shim, Status, withShim } from "./shim.ts";
 import { connectAs, NOBODY, SEQPACKET } from "./stranger.ts";
 import { PATIENCE_MS, until } from "./until.ts";
@@ -382,12 +382,7 @@ onlyOurs(
       const { shim } = served;
       const init = await shim.run();
       // Deno's own handler of SIGUSR1, which is there after half a second, would open its debugger to the network.
-      for (const pid of processesOf(served).filter((pid) => !isHolder(pid))) {
-        await until("Deno handles SIGUSR1", () => {
-          const caught = /^SigCgt:\s*([0-9a-f]+)$/m.exec(Deno.readTextFileSync(`/proc/${pid}/status`))![1];
-          return (BigInt(`0x${caught}`) >> 9n & 1n) === 1n;
-        });
-      }
+      for (const pid of processesOf(served)) await untilDenoIsComplete(pid);
       for (const pid of processesOf(served)) Deno.kill(pid, "SIGUSR1");
       await assertSupervised(shim, init);
       for (const pid of processesOf(served)) {
