@@ -1,6 +1,6 @@
 /** containerd-shim: argv to exit code. */
 
-import { parse, usage, UsageError } from "./lib/cli.ts";
+import { parse, UsageError, usageOfShim } from "./lib/cli.ts";
 import { messageOf } from "./lib/errors.ts";
 import { run } from "./lib/alone.ts";
 
@@ -20,13 +20,13 @@ async function main(): Promise<number> {
     if (Deno.args[0] === UPGRADE) return await (await import("./lib/host/upgrade.ts")).run(Deno.args.slice(1), say);
     const options = parse(Deno.args);
     if (options === undefined) {
-      say(usage());
+      say(usageOfShim());
       return 0;
     }
     return await run(options);
   } catch (error) {
     if (error instanceof UsageError) {
-      say(`${error.message}\n${usage()}`);
+      say(`${error.message}\n${error.usage}`);
       return USAGE;
     }
     say(`containerd-shim: ${messageOf(error)}\n`);

@@ -4,7 +4,8 @@
  * That is not how @std/cli reads them, which would also cost each start a millisecond.
  */
 
-interface Flag {
+/** A flag of the program, or of one of its commands. */
+export interface Flag {
   readonly name: string;
   readonly type: "string" | "bool";
   readonly default: string | boolean;
@@ -73,54 +74,73 @@ export const FLAGS = [
   },
 ] as const satisfies readonly Flag[];
 
-type Flags = typeof FLAGS[number];
-
-/** The value of every flag, by name. */
-export type Options = {
-  readonly [F in Flags as F["name"]]: F["type"] extends "bool" ? boolean
+/** The values of flags, by name. */
+export type Values<Flags extends readonly Flag[]> = {
+  readonly [F in Flags[number] as F["name"]]: F["type"] extends "bool" ? boolean
     : string;
 };
 
-/** A command line that cannot be understood; its message says why. */
+/** The value of every flag of a shim. */
+export type Options = Values<typeof FLAGS>;
+
+/** A command line that cannot be understood; its message says why, and `usage` what could be. */
 export class UsageError extends Error {
   override readonly name = "UsageError";
+
+  constructor(message: string, readonly usage: string = usageOfShim()) {
+    super(message);
+  }
 }
 
 /**
- * Reads the arguments: `-x v`, `-x=v` and `--x` alike, up to the first that is no flag.
+ * Reads the arguments of a shim: `-x v`, `-x=v` and `--x` alike, up to the first that is no flag.
  *
  * @returns undefined when help was asked for
  * @throws {UsageError}
  */
 export function parse(args: readonly string[]): Options | undefined {
-  const options: Record<string, string | boolean> = {};
-  for (const flag of FLAGS) options[flag.name] = flag.default;
-  for (let i = 0; i < args.length; i++) {
+  return parseFlags(FLAGS, args)?.values;
+}
+
+/**
+ * Reads arguments by a table of flags, up to the first that is no flag.
+ *
+ * @returns the values and the arguments that are left; undefined when help was asked for
+ * @throws {UsageError}
+ */
+export function parseFlags<const Flags extends readonly Flag[]>(
+  flags: Flags,
+  args: readonly string[],
+): { values: Values<Flags>; rest: readonly string[] } | undefined {
+  const values: Record<string, string | boolean> = {};
+  for (const flag of flags) values[flag.name] = flag.default;
+  let i = 0;
+  for (; i < args.length; i++) {
     const arg = args[i]!;
-    if (!arg.startsWith("-") || arg === "-" || arg === "--") break;
+    if (!arg.startsWith("-") || arg === "-") break;
+    if (arg === "--") {
+      i++;
+      break;
+    }
     const [, name, , value] = /^--?([^=]*)(=(.*))?$/s.exec(arg)!;
     if (name === "" || name!.startsWith("-")) {
       throw new UsageError(`bad flag syntax: ${arg}`);
     }
-    const flag = find(name!);
+    const flag = flags.find((each: Flag) => each.name === name || each.alias === name);
     if (flag === undefined) {
       if (name === "help" || name === "h") return undefined;
       throw new UsageError(`flag provided but not defined: -${name}`);
     }
     if (flag.type === "bool") {
-      options[flag.name] = parseBool(name!, value ?? "true");
+      values[flag.name] = parseBool(name!, value ?? "true");
       continue;
     }
     if (value === undefined && ++i >= args.length) {
       throw new UsageError(`flag needs an argument: -${name}`);
     }
-    options[flag.name] = value ?? args[i]!;
+    values[flag.name] = value ?? args[i]!;
   }
-  return options as unknown as Options;
-}
-
-function find(name: string): Flag | undefined {
-  return FLAGS.find((flag: Flag) => flag.name === name || flag.alias === name);
+  return { values: values as Values<Flags>, rest: args.slice(i) };
 }
 
 /** The words for a boolean that Go's strconv.ParseBool knows. */
@@ -148,10 +168,15 @@ function parseBool(name: string, value: string): boolean {
   return BOOLEANS[value]!;
 }
 
-/** What `-help` prints, and an error in the command line after its message. */
-export function usage(): string {
-  let text = "Usage of containerd-shim:\n";
-  for (const flag of FLAGS as readonly Flag[]) {
+/** What `-help` prints. */
+export function usageOfShim(): string {
+  return `Usage of containerd-shim:\n${usageOfFlags(FLAGS)}`;
+}
+
+/** A paragraph of help for each flag, as Go's `flag` package writes them. */
+export function usageOfFlags(flags: readonly Flag[]): string {
+  let text = "";
+  for (const flag of flags) {
     const value = flag.type === "string" ? " string" : "";
     const initial = flag.default === "" || flag.default === false ? "" : ` (default ${JSON.stringify(flag.default)})`;
     text += `  -${flag.name}${value}\n    \t${flag.help}${initial}\n`;

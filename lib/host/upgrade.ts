@@ -12,6 +12,7 @@ import { Errno, SystemError } from "../../ffi/libc.ts";
 import { Event, Poller } from "../../ffi/poll.ts";
 import { after } from "../../ffi/timer.ts";
 import { connectToPackets } from "../../ffi/socket.ts";
+import { parseCommand, UPGRADE, usageOfCommand } from "../commands.ts";
 import { messageOf } from "../errors.ts";
 import { RECORD_VERSION } from "../record/record.ts";
 import { type AboutHost, aboutHost, MAX_MESSAGE, ownBuild, upgradeRequest } from "./protocol.ts";
@@ -22,18 +23,9 @@ const FOLDER = "/run/containerd-shim";
 const ANSWER_TIMEOUT_MS = 2000;
 const MOVE_TIMEOUT_MS = 30_000;
 
-const HELP = `Usage: containerd-shim upgrade [--dry-run]
-
-Has this build of the executable take over, with their containers, from the hosts of other builds that run. Containers
-whose shims are processes by themselves stay as they are.
-
-  --dry-run    only say what would be done
-`;
-
-/** Exit codes: all that was to be done has been, and something has not, a wrong command line. */
+/** Exit codes: all that was to be done has been, and something has not. */
 const DONE = 0;
 const NOT_ALL = 1;
-const USAGE = 2;
 
 /**
  * Runs the command.
@@ -42,11 +34,10 @@ const USAGE = 2;
  * @throws {Error} when it cannot do anything
  */
 export async function run(args: readonly string[], say: (text: string) => void): Promise<number> {
-  const isDry = args.includes("--dry-run") || args.includes("-dry-run");
-  const others = args.filter((each) => !/^--?dry-run$/.test(each));
-  if (others.length > 0) {
-    say(HELP);
-    return others.every((each) => /^--?h(elp)?$/.test(each)) ? DONE : USAGE;
+  const options = parseCommand(UPGRADE, args);
+  if (options === undefined) {
+    say(usageOfCommand(UPGRADE));
+    return DONE;
   }
   const build = ownBuild();
   if (build === 0n) throw new Error("this executable has no entry of ours, and so no hosts");
@@ -75,7 +66,7 @@ export async function run(args: readonly string[], say: (text: string) => void):
           `${name} stays: it writes version ${about.recordVersion} of its containers' states, ` +
             `and this build reads version ${RECORD_VERSION}\n`,
         );
-      } else if (isDry) {
+      } else if (options.values["dry-run"]) {
         say(`${name} would hand over to this build\n`);
       } else {
         const { moved, stayed } = await call(true);
