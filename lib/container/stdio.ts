@@ -7,7 +7,7 @@ import { statDescriptor } from "../../ffi/stat.ts";
 import { Role } from "../record/keeper.ts";
 import type { StreamsRecord } from "../record/record.ts";
 import type { ProcessDescriptors } from "../runtime/runc.ts";
-import { isFifo, openFifoToRead, openOutput, takesBoth } from "./endpoint.ts";
+import { isFifo, openFifoToRead, openOutput, type Output, takesBoth } from "./endpoint.ts";
 import { Logger } from "./logger.ts";
 import { Stream } from "./stream.ts";
 import type { ProcessStreams, StdioConfig, StdioOptions } from "./streams.ts";
@@ -64,8 +64,7 @@ export class PipeStdio implements ProcessStreams {
     const stderr = config.stderr || (takesBoth(stdout) ? stdout : "");
     try {
       if (stdin !== "") stdio.#openStdin(stdin);
-      if (stdout !== "") await stdio.#openOutput(1, "stdout", stdout);
-      if (stderr !== "") await stdio.#openOutput(2, "stderr", stderr);
+      await stdio.#openOutputs(stdout, stderr);
       for (const logger of stdio.#loggers.values()) logger.closeOutputs();
       return stdio;
     } catch (error) {
@@ -222,9 +221,28 @@ export class PipeStdio implements ProcessStreams {
     this.#options.shelf.keep(Role.STDIN_WRITER, fd);
   }
 
-  async #openOutput(number: 1 | 2, name: OutputName, target: string): Promise<void> {
+  /** Opens both before either is connected: who opens them may be another process, which is asked once. */
+  async #openOutputs(stdout: string, stderr: string): Promise<void> {
     const { shelf, context } = this.#options;
-    const output = await openOutput(target, shelf, ENDS[name].to, context.timer);
+    const open = (name: OutputName, target: string) =>
+      target === "" ? undefined : openOutput(target, shelf, ENDS[name].to, context.timer);
+    const opened = await Promise.allSettled([open("stdout", stdout), open("stderr", stderr)]);
+    const failures = opened.filter((each) => each.status === "rejected").map(({ reason }) => reason);
+    for (const [i, result] of opened.entries()) {
+      if (result.status === "rejected" || result.value === undefined) continue;
+      if (failures.length === 0) {
+        await this.#connectOutput(i === 0 ? 1 : 2, result.value).catch((error) => failures.push(error));
+      } else if (result.value.kind === "file") {
+        // A FIFO is on the shelf, which is closed with the rest.
+        fds.close(result.value.fd);
+      }
+    }
+    if (failures.length > 0) throw failures[0];
+  }
+
+  async #connectOutput(number: 1 | 2, output: Output): Promise<void> {
+    const { shelf } = this.#options;
+    const name = number === 1 ? "stdout" : "stderr";
     if (output.kind === "file") {
       // A file needs no one to stand between: its writer is never kept waiting, and never without a reader.
       this.#giveToProcess(number, output.fd);
