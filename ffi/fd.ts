@@ -30,6 +30,9 @@ export const O = {
   PATH: 0o10000000,
 } as const;
 
+/** The mode of a file that nobody else can read or write. */
+export const OWNER_ONLY = 0o600;
+
 /** Commands of fcntl(2), from linux/fcntl.h. */
 const F_GETFL = 3;
 const F_SETFL = 4;

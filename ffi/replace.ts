@@ -1,4 +1,4 @@
-/** A file that is replaced as a whole: who reads it, finds what was written first or what was written last. */
+/** A file, its owner's alone, that is replaced as a whole: who reads it finds what was written first, or last. */
 
 import { check, cstring, Errno, errno, libc, SystemError } from "./libc.ts";
 import * as fds from "./fd.ts";
@@ -23,8 +23,8 @@ const RENAME_EXCHANGE = 2;
  * @param spare the name of the other file, in the same folder
  * @throws {SystemError} ENOSPC
  */
-export function replaceFile(path: string, spare: string, content: Uint8Array<ArrayBuffer>, mode: number): void {
-  const fd = openSpare(spare, mode);
+export function replaceFile(path: string, spare: string, content: Uint8Array<ArrayBuffer>): void {
+  const fd = openSpare(spare);
   try {
     for (let at = 0; at < content.length;) {
       at += check(fds.writeAt(fd, content.subarray(at), at), "write to", spare);
@@ -46,23 +46,23 @@ export function replaceFile(path: string, spare: string, content: Uint8Array<Arr
  *
  * @throws {SystemError} ENOSPC
  */
-export function writeWhole(path: string, content: Uint8Array<ArrayBuffer>, mode: number): void {
+export function writeWhole(path: string, content: Uint8Array<ArrayBuffer>): void {
   const spare = `${path}.new`;
   try {
-    replaceFile(path, spare, content, mode);
+    replaceFile(path, spare, content);
   } finally {
     c().unlink(cstring(spare));
   }
 }
 
 /** Opens the other file; a link that has been put there goes, and what it leads to is left alone. */
-function openSpare(spare: string, mode: number): number {
+function openSpare(spare: string): number {
   const flags = fds.O.WRONLY | fds.O.CREAT | fds.O.NOFOLLOW;
   try {
-    return fds.open(spare, flags, mode);
+    return fds.open(spare, flags, fds.OWNER_ONLY);
   } catch (error) {
     if (!(error instanceof SystemError && error.errno === Errno.ELOOP)) throw error;
     check(c().unlink(cstring(spare)), "unlink", spare);
-    return fds.open(spare, flags, mode);
+    return fds.open(spare, flags, fds.OWNER_ONLY);
   }
 }

@@ -39,8 +39,6 @@ const PATH_OFFSET = 2;
 export const ADDRESS_LIMIT = SOCKADDR_UN - PATH_OFFSET - 2;
 /** How many connections may wait to be accepted; the system allows fewer, as a rule (net.core.somaxconn). */
 const BACKLOG = 4096;
-/** Mode of a socket that has a name. */
-const OWNER_ONLY = 0o600;
 
 /** Who is at the other end of a Unix socket: struct ucred, unix(7). */
 export interface Credentials {
@@ -128,7 +126,7 @@ export function listenOn(path: string): number {
   const socket = check(c().socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0), "socket");
   try {
     // Of a socket that has no name yet, it is what its name's mode will be: unix(7) has no other way without a gap.
-    check(c().fchmod(socket, OWNER_ONLY), "fchmod of the socket for", path);
+    check(c().fchmod(socket, fds.OWNER_ONLY), "fchmod of the socket for", path);
     check(c().bind(socket, address, length), "bind of a socket to", path);
     check(c().listen(socket, BACKLOG), "listen on", path);
   } catch (error) {

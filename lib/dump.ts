@@ -53,12 +53,9 @@ export function describeProcess(poller: Poller): string[] {
   return lines;
 }
 
-/** Who can see what is in a dump. */
-const OWNER_ONLY = 0o600;
-
 /** Writes a dump to a file, in place of what was there: where that is a link, what it leads to is left alone. */
 export function writeDump(path: string, text: string): void {
-  writeWhole(path, new TextEncoder().encode(text), OWNER_ONLY);
+  writeWhole(path, new TextEncoder().encode(text));
 }
 
 function seconds(ms: number): string {

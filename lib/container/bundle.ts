@@ -1,5 +1,6 @@
 /** The files of a bundle: what the OCI runtime is told, and what it writes down. */
 
+import { OWNER_ONLY } from "../../ffi/fd.ts";
 import { messageOf } from "../errors.ts";
 import type { Logger } from "../log.ts";
 
@@ -19,9 +20,6 @@ export function readPidFile(path: string): number {
   }
   return pid;
 }
-
-/** Who can see what is in a file that this process makes. */
-const OWNER_ONLY = 0o600;
 
 /**
  * Writes a file that is new, whatever was there: where a link has been put, what it leads to is left alone.

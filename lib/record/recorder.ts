@@ -15,8 +15,6 @@ import {
   versionOf,
 } from "./record.ts";
 
-/** Who can see what the file has in it. */
-const MODE = 0o600;
 /** What the name of the other file ends with: see {@link replaceFile}. */
 const SPARE = ".before";
 
@@ -87,7 +85,7 @@ export class Recorder implements Journal {
     const { log, describe } = this.#options;
     try {
       const content = encodeRecord({ ...describe(), answers: [...this.#answers.values()] });
-      replaceFile(this.#path, `${this.#path}${SPARE}`, new TextEncoder().encode(content), MODE);
+      replaceFile(this.#path, `${this.#path}${SPARE}`, new TextEncoder().encode(content));
       this.#hasFailed = false;
     } catch (error) {
       if (this.#hasFailed) return;

@@ -115,7 +115,6 @@ export interface CheckpointOptions extends CriuOptions {
 /** Options of {@link Runc.restore}. */
 export interface RestoreOptions extends CriuOptions, Pick<CreateOptions, "stdio" | "pidFile" | "noPivotRoot"> {}
 
-const LOG_MODE = 0o600;
 const NEWLINE = 0x0a;
 
 /** Commands that change nothing. */
@@ -352,7 +351,11 @@ export class Runc {
   /** Why nothing can be written to the log, if nothing can. */
   #logTrouble(): string | undefined {
     try {
-      const fd = fds.open(this.#options.log, fds.O.WRONLY | fds.O.APPEND | fds.O.CREAT | fds.O.NOFOLLOW, LOG_MODE);
+      const fd = fds.open(
+        this.#options.log,
+        fds.O.WRONLY | fds.O.APPEND | fds.O.CREAT | fds.O.NOFOLLOW,
+        fds.OWNER_ONLY,
+      );
       try {
         // An empty line: of those that are none of the runtime's, nobody takes note.
         check(fds.write(fd, new Uint8Array([NEWLINE])), "write to", this.#options.log);
