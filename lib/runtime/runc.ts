@@ -28,13 +28,11 @@ export interface RuncOptions {
   readonly command: string;
   /** Where the runtime keeps the state of its containers (`--root`). */
   readonly root: string;
-  /** The file that it writes its log to, as JSON (`--log`). */
-  readonly log: string;
   /** The criu program, when not the default (`--criu`). */
   readonly criu?: string;
   /** Whether it manages cgroups through systemd (`--systemd-cgroup`). */
   readonly systemdCgroup?: boolean;
-  /** The working directory of its commands. */
+  /** The working directory of its commands, where it writes its log to, as JSON (`--log`). */
   readonly cwd: string;
   readonly run: (options: CommandOptions) => Promise<Outcome>;
 }
@@ -279,11 +277,12 @@ export class Runc {
     args: string[],
     descriptors: ProcessDescriptors,
   ): Promise<{ status: number; logged: number }> {
-    const { command, root, log, criu, systemdCgroup, cwd, run } = this.#options;
-    const before = this.#logSize();
+    const { command, root, criu, systemdCgroup, cwd, run } = this.#options;
+    const size = this.#logSize();
+    const before = size ?? 0;
     const pidFile = args.indexOf("--pid-file");
     // Where it has been removed, the container is still to be ended: what the runtime says goes to its standard error then.
-    const isThere = isDirectory(cwd);
+    const isThere = size !== undefined || isDirectory(cwd);
     try {
       const { status, logged = before } = await run({
         ...READING.includes(args[0]!) ? { key: undefined, timeoutMs: READING_TIMEOUT_MS } : { key: args.join(" ") },
@@ -293,7 +292,7 @@ export class Runc {
           command,
           "--root",
           root,
-          ...(isThere ? ["--log", log, "--log-format", "json"] : []),
+          ...(isThere ? ["--log", this.#log, "--log-format", "json"] : []),
           ...(criu ? ["--criu", criu] : []),
           ...(systemdCgroup ? ["--systemd-cgroup"] : []),
           ...args,
@@ -316,12 +315,16 @@ export class Runc {
     return `exec: ${JSON.stringify(command)}: executable file not found in $PATH`;
   }
 
-  /** How much of the log there is already, in bytes: what a command says comes after it. */
-  #logSize(): number {
+  get #log(): string {
+    return `${this.#options.cwd}/log.json`;
+  }
+
+  /** How much of the log there is already, in bytes: what a command says comes after it. Undefined when there is none. */
+  #logSize(): number | undefined {
     try {
-      return stat(this.#options.log)?.size ?? 0;
+      return stat(this.#log)?.size;
     } catch {
-      return 0; // It cannot be read either.
+      return undefined; // It cannot be read either.
     }
   }
 
@@ -351,14 +354,10 @@ export class Runc {
   /** Why nothing can be written to the log, if nothing can. */
   #logTrouble(): string | undefined {
     try {
-      const fd = fds.open(
-        this.#options.log,
-        fds.O.WRONLY | fds.O.APPEND | fds.O.CREAT | fds.O.NOFOLLOW,
-        fds.OWNER_ONLY,
-      );
+      const fd = fds.open(this.#log, fds.O.WRONLY | fds.O.APPEND | fds.O.CREAT | fds.O.NOFOLLOW, fds.OWNER_ONLY);
       try {
         // An empty line: of those that are none of the runtime's, nobody takes note.
-        check(fds.write(fd, new Uint8Array([NEWLINE])), "write to", this.#options.log);
+        check(fds.write(fd, new Uint8Array([NEWLINE])), "write to", this.#log);
       } finally {
         fds.close(fd);
       }
@@ -371,7 +370,7 @@ export class Runc {
   #lastError(since: number): string | undefined {
     let lines: string[];
     try {
-      const bytes = Deno.readFileSync(this.#options.log);
+      const bytes = Deno.readFileSync(this.#log);
       lines = new TextDecoder().decode(bytes.subarray(since)).split("\n");
     } catch {
       return undefined;

@@ -26,7 +26,7 @@ const { Empty } = google.protobuf;
 /** What the shim was started with, as far as its service needs it. */
 export interface ServiceConfig {
   readonly namespace: string;
-  /** Where `log.json` is: the bundle's directory. */
+  /** The bundle's directory. */
   readonly cwd: string;
   /** Where large temporary data goes. */
   readonly workdir: string;
@@ -330,7 +330,6 @@ export class ShimService implements Loaded {
     return new Runc({
       command,
       root: `${this.#config.runtimeRoot}/${this.#config.namespace}`,
-      log: `${this.#config.cwd}/log.json`,
       criu: this.#config.criu,
       systemdCgroup: this.#config.systemdCgroup,
       cwd: this.#config.cwd,
