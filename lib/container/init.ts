@@ -20,7 +20,7 @@ import type { InitRecord } from "../record/record.ts";
 import { type ExitListener, Process, type ProcessExit, stateOf } from "./process.ts";
 import { removeEmptyCgroups, sharingPidNamespace } from "./remains.ts";
 import { unmountAll } from "./rootfs.ts";
-import { isGone, killError, runtimeError } from "./runtime_errors.ts";
+import { asked, isGone, killError, runtimeError } from "./runtime_errors.ts";
 import { INIT, type State, StateMachine } from "./state.ts";
 import type { ProcessStreams, StdioConfig } from "./streams.ts";
 
@@ -178,12 +178,8 @@ export class Init extends Process {
 
   async #start(): Promise<void> {
     this.#stdinTimer?.[Symbol.dispose]();
-    try {
-      await this.streams?.connectStdin();
-      await this.#runc.start(this.id);
-    } catch (error) {
-      throw runtimeError("OCI runtime start failed", error);
-    }
+    await this.streams?.connectStdin();
+    await asked("start", this.#runc.start(this.id));
   }
 
   /** Has a container go on from its checkpoint. When that fails, nothing runs, and it can be tried again. */
@@ -290,10 +286,10 @@ export class Init extends Process {
     return this.serialize("pause", async () => {
       if (this.machine.canBecome("pausing")) this.machine.become("pausing");
       try {
-        await this.#runc.pause(this.id);
+        await asked("pause", this.#runc.pause(this.id));
       } catch (error) {
         if (this.machine.canBecome("running")) this.machine.become("running");
-        throw runtimeError("OCI runtime pause failed", error);
+        throw error;
       }
       if (this.machine.canBecome("paused")) this.machine.become("paused");
     });
@@ -302,11 +298,7 @@ export class Init extends Process {
   /** Has a paused container go on. */
   resume(): Promise<void> {
     return this.serialize("resume", async () => {
-      try {
-        await this.#runc.resume(this.id);
-      } catch (error) {
-        throw runtimeError("OCI runtime resume failed", error);
-      }
+      await asked("resume", this.#runc.resume(this.id));
       if (this.machine.canBecome("running")) this.machine.become("running");
     });
   }
@@ -317,17 +309,10 @@ export class Init extends Process {
    * @throws {StatusError} which names CRIU's log
    */
   checkpoint(options: CheckpointOptions): Promise<void> {
-    return this.serialize("checkpoint", async () => {
-      try {
-        await withCriu(
-          "dump",
-          this.#criuPlace(options.workPath),
-          (workPath) => this.#runc.checkpoint(this.id, { ...options, workPath }),
-        );
-      } catch (error) {
-        throw runtimeError("OCI runtime checkpoint failed", error);
-      }
-    });
+    const command = (workPath: string) => this.#runc.checkpoint(this.id, { ...options, workPath });
+    return this.serialize("checkpoint", () => (
+      asked("checkpoint", withCriu("dump", this.#criuPlace(options.workPath), command))
+    ));
   }
 
   /**
@@ -418,13 +403,7 @@ export class Init extends Process {
 
   /** Changes what the container may use: an OCI LinuxResources, as JSON can write it. */
   update(resources: Readonly<Record<string, unknown>>): Promise<void> {
-    return this.serialize("update", async () => {
-      try {
-        await this.#runc.update(this.id, resources);
-      } catch (error) {
-        throw runtimeError("OCI runtime update failed", error);
-      }
-    });
+    return this.serialize("update", () => asked("update", this.#runc.update(this.id, resources)));
   }
 
   /** The pids of all its processes. */

@@ -10,6 +10,15 @@ export function runtimeError(what: string, error: unknown): unknown {
   return new StatusError(Code.UNKNOWN, `${what}: ${error.message}`, { cause: error });
 }
 
+/** What the runtime gives for something that it has been asked for by name. */
+export async function asked<T>(what: string, command: Promise<T>): Promise<T> {
+  try {
+    return await command;
+  } catch (error) {
+    throw runtimeError(`OCI runtime ${what} failed`, error);
+  }
+}
+
 /** Whether the runtime has failed because it holds no such container. */
 export function isGone(error: unknown): boolean {
   return error instanceof RuntimeError && error.noContainer;
