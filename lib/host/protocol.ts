@@ -3,6 +3,7 @@
  * socket.
  */
 
+import { cstring } from "../../ffi/libc.ts";
 import type { ChildOptions } from "../../ffi/process.ts";
 import { count, object, type Of, text } from "../record/schema.ts";
 
@@ -234,16 +235,27 @@ export type AboutHost = Of<typeof aboutHost>;
 /** What is a number at most. */
 export type Simple = Exclude<keyof typeof FROM_HOST, "spawn" | "drop" | "accept" | "open" | "move">;
 
+/** An order of a kind, with its number, and what stands behind it. */
+function orderOf(
+  kind: keyof typeof FROM_HOST,
+  value = 0,
+  text = new Uint8Array(),
+): { bytes: Uint8Array<ArrayBuffer>; view: DataView } {
+  const bytes = new Uint8Array(ORDER_SIZE + text.length);
+  const view = new DataView(bytes.buffer);
+  view.setUint32(0, FROM_HOST[kind], true);
+  view.setInt32(ORDER.value, value, true);
+  bytes.set(text, ORDER_SIZE);
+  return { bytes, view };
+}
+
 /** Has what is kept by these numbers closed: one order for each 32 numbers in a row that there are some of. */
 export function dropOrders(numbers: readonly number[]): Uint8Array<ArrayBuffer>[] {
   const orders: Uint8Array<ArrayBuffer>[] = [];
   let rest = numbers;
   while (rest.length > 0) {
     const first = Math.min(...rest);
-    const bytes = new Uint8Array(ORDER_SIZE);
-    const view = new DataView(bytes.buffer);
-    view.setUint32(0, FROM_HOST.drop, true);
-    view.setInt32(ORDER.value, first, true);
+    const { bytes, view } = orderOf("drop", first);
     const isNear = (number: number) => number - first <= DROPPED_AT_ONCE;
     for (const number of rest.filter(isNear)) {
       if (number > first) {
@@ -258,10 +270,7 @@ export function dropOrders(numbers: readonly number[]): Uint8Array<ArrayBuffer>[
 
 /** Has a connection accepted, and kept by a number, from the listening socket that is kept by another. */
 export function acceptOrder(number: number, from: number): Uint8Array<ArrayBuffer> {
-  const bytes = new Uint8Array(ORDER_SIZE);
-  const view = new DataView(bytes.buffer);
-  view.setUint32(0, FROM_HOST.accept, true);
-  view.setInt32(ORDER.value, number, true);
+  const { bytes, view } = orderOf("accept", number);
   view.setInt32(ORDER.from, from, true);
   return bytes;
 }
@@ -273,34 +282,22 @@ export function acceptOrder(number: number, from: number): Uint8Array<ArrayBuffe
  * @throws {TypeError} when the path has a NUL
  */
 export function openOrder(number: number, path: string, flags: number, first = -1): Uint8Array<ArrayBuffer> {
-  if (path.includes("\0")) throw new TypeError(`${JSON.stringify(path)} has a NUL byte in it`);
-  const text = new TextEncoder().encode(`${path}\0`);
-  const bytes = new Uint8Array(ORDER_SIZE + text.length);
-  const view = new DataView(bytes.buffer);
-  view.setUint32(0, FROM_HOST.open, true);
-  view.setInt32(ORDER.value, number, true);
+  const { bytes, view } = orderOf("open", number, cstring(path));
   view.setInt32(ORDER.flags, flags, true);
   view.setInt32(ORDER.first, first, true);
-  bytes.set(text, ORDER_SIZE);
   return bytes;
 }
 
 /** Has a holder go to a host of another build, whose executable goes with it. */
 export function moveOrder(build: bigint): Uint8Array<ArrayBuffer> {
-  const bytes = new Uint8Array(ORDER_SIZE);
-  const view = new DataView(bytes.buffer);
-  view.setUint32(0, FROM_HOST.move, true);
+  const { bytes, view } = orderOf("move");
   view.setBigUint64(ORDER.build, build, true);
   return bytes;
 }
 
 /** What a host says that is a number at most. */
 export function order(kind: Simple, value = 0): Uint8Array<ArrayBuffer> {
-  const bytes = new Uint8Array(ORDER_SIZE);
-  const view = new DataView(bytes.buffer);
-  view.setUint32(0, FROM_HOST[kind], true);
-  view.setInt32(ORDER.value, value, true);
-  return bytes;
+  return orderOf(kind, value).bytes;
 }
 
 /**
@@ -318,14 +315,9 @@ export function spawnOrder(
   const strings = [cwd, ...programs, ...args, ...environment ?? []];
   const bad = strings.find((each) => each.includes("\0"));
   if (bad !== undefined) throw new TypeError(`${JSON.stringify(bad)} has a NUL byte in it`);
-  const text = new TextEncoder().encode(strings.join("\0") + "\0");
-  const bytes = new Uint8Array(ORDER_SIZE + text.length);
-  const view = new DataView(bytes.buffer);
-  view.setUint32(0, FROM_HOST.spawn, true);
-  view.setInt32(ORDER.value, serial, true);
+  const { bytes, view } = orderOf("spawn", serial, new TextEncoder().encode(strings.join("\0") + "\0"));
   view.setUint32(ORDER.programs, programs.length, true);
   view.setUint32(ORDER.arguments, args.length, true);
   view.setUint32(ORDER.environment, environment?.length ?? OWN_ENVIRONMENT, true);
-  bytes.set(text, ORDER_SIZE);
   return bytes;
 }
