@@ -1,7 +1,7 @@
 /** Processes as descriptors: pidfd_open(2). Readable when the process has ended, whosever child it is. */
 
 import { check, Errno, errno, libc, SystemError } from "./libc.ts";
-import { exitStatus } from "./process.ts";
+import { exitStatus, statOf } from "./process.ts";
 
 const c = libc({
   syscall: [["i32", "i32", "u32", "pointer", "u32"], "i32"],
@@ -62,18 +62,14 @@ export function exitStatusOf(pidfd: number): number | undefined {
  *
  * @param pid its number, where that is known: as long as nobody has reaped it, proc_pid_stat(5) tells
  */
-export function describeEnd(pidfd: number, pid?: number): string {
+export function describeEnd(pidfd: number, pid = 0): string {
   const status = exitStatusOf(pidfd) ?? zombieStatus(pid);
   if (status === undefined) return "unknown";
   return status > 128 ? `signal ${status - 128}` : `status ${status}`;
 }
 
 /** The exit status of a process that nobody has reaped yet. */
-function zombieStatus(pid: number | undefined): number | undefined {
-  try {
-    const fields = Deno.readTextFileSync(`/proc/${pid}/stat`).replace(/^.*\) /s, "").trim().split(" ");
-    return fields[0] === "Z" ? exitStatus(Number(fields.at(-1))) : undefined;
-  } catch {
-    return undefined;
-  }
+function zombieStatus(pid: number): number | undefined {
+  const fields = statOf(pid);
+  return fields[0] === "Z" ? exitStatus(Number(fields.at(-1))) : undefined;
 }

@@ -104,15 +104,20 @@ export function reap(): Exit | undefined {
   }
 }
 
-/** The parent of a process, as proc_pid_stat(5) has it; undefined when there is none, or it has been reaped. */
-export function parentOf(pid: number): number | undefined {
+/** What proc_pid_stat(5) has of a process, from its state on; nothing when there is none, or it has been reaped. */
+export function statOf(pid: number): string[] {
   try {
     // The name, in parentheses, may have any character in it.
-    const [, , ppid] = Deno.readTextFileSync(`/proc/${pid}/stat`).replace(/^.*\) /s, "0 ").split(" ");
-    return Number(ppid);
+    return Deno.readTextFileSync(`/proc/${pid}/stat`).replace(/^.*\) /s, "").trim().split(" ");
   } catch {
-    return undefined;
+    return [];
   }
+}
+
+/** The parent of a process; undefined when there is none, or the process has been reaped. */
+export function parentOf(pid: number): number | undefined {
+  const [, parent] = statOf(pid);
+  return parent === undefined ? undefined : Number(parent);
 }
 
 /** The status word of wait(2) as a shell says it. */
