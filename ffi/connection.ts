@@ -8,7 +8,7 @@
 import * as fds from "./fd.ts";
 import { Errno, errno, libc, SystemError } from "./libc.ts";
 import { Event, type Poller } from "./poll.ts";
-import { isListening, listenOn, MSG_NOSIGNAL, peekFromStart } from "./socket.ts";
+import { isListening, listenOn, MSG_NOSIGNAL, MSG_PEEK, peekFromStart } from "./socket.ts";
 
 const c = libc({
   // ssize_t; but nothing as large as an i32 is asked for.
@@ -16,8 +16,6 @@ const c = libc({
   send: [["i32", "buffer", "usize", "i32"], "i32"],
 });
 
-/** recv(2) */
-const MSG_PEEK = 2;
 /** How much is taken at once of what has been looked at, in bytes. */
 const TAKE = 65_536;
 

@@ -2,7 +2,7 @@
 
 import * as fds from "./fd.ts";
 import { Errno, errno, libc, SystemError } from "./libc.ts";
-import { MSG_NOSIGNAL, SOL_SOCKET } from "./socket.ts";
+import { MSG_NOSIGNAL, MSG_PEEK, SOL_SOCKET } from "./socket.ts";
 
 const c = libc({
   recvmsg: [["i32", "buffer", "i32"], "isize"],
@@ -11,7 +11,6 @@ const c = libc({
 
 /** unix(7), recvmsg(2), from linux/socket.h. */
 const SCM_RIGHTS = 1;
-const MSG_PEEK = 2;
 const MSG_DONTWAIT = 0x40;
 const MSG_CMSG_CLOEXEC = 0x4000_0000;
 /** struct cmsghdr: length, level, type; sizeof(int) for each descriptor. */
@@ -64,14 +63,11 @@ function addressOf(memory: Uint8Array<ArrayBuffer>): bigint {
 /**
  * Receives what is there, without waiting: a message, where the socket keeps them apart, and otherwise bytes.
  *
+ * @param flags of recvmsg(2), besides
  * @returns undefined when nothing is there
  * @throws {SystemError} ECONNRESET when the peer has gone, for one
  */
-export function receiveMessage(socket: number, buffer: Uint8Array<ArrayBuffer>): Message | undefined {
-  return receive(socket, buffer, 0);
-}
-
-function receive(socket: number, buffer: Uint8Array<ArrayBuffer>, flags: number): Message | undefined {
+export function receiveMessage(socket: number, buffer: Uint8Array<ArrayBuffer>, flags = 0): Message | undefined {
   const header = new Header(buffer, CONTROL_SIZE);
   const count = Number(c().recvmsg(socket, header.msghdr, flags | MSG_CMSG_CLOEXEC | MSG_DONTWAIT));
   if (count < 0) {
@@ -125,7 +121,7 @@ const NAME_SIZE = 4096;
  * @throws {Error} when what was sent is not one descriptor
  */
 export function peekDescriptor(connection: number): number {
-  const descriptors = receive(connection, new Uint8Array(NAME_SIZE), MSG_PEEK)?.descriptors ?? [];
+  const descriptors = receiveMessage(connection, new Uint8Array(NAME_SIZE), MSG_PEEK)?.descriptors ?? [];
   const [first, ...more] = descriptors;
   if (first !== undefined && more.length === 0) return first;
   descriptors.forEach(fds.close);

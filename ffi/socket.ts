@@ -27,6 +27,8 @@ const SOCK_SEQPACKET = 5;
 const SOCK_NONBLOCK = 0o4000;
 const SOCK_CLOEXEC = 0o2000000;
 export const SOL_SOCKET = 1;
+/** recv(2): what is read stays. */
+export const MSG_PEEK = 2;
 /** send(2): EPIPE is enough, the signal would be everybody's. */
 export const MSG_NOSIGNAL = 0x4000;
 const SO_PEERCRED = 17;
