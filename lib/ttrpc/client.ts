@@ -1,5 +1,6 @@
 /** The calling side of ttrpc. */
 import { ttrpc } from "../api/ttrpc.js";
+import { messageOf } from "../errors.ts";
 import { type Deadline, Deadlines } from "./deadline.ts";
 import {
   type Conn,
@@ -152,7 +153,7 @@ export class Client implements Disposable {
     try {
       response = ttrpc.Response.decode(payload);
     } catch (cause) {
-      const message = `Cannot parse the answer of ${call.what}: ${(cause as Error).message}`;
+      const message = `Cannot parse the answer of ${call.what}: ${messageOf(cause)}`;
       return call.reject(new StatusError(Code.INTERNAL, message, { cause }));
     }
     const code = response.status?.code ?? Code.OK;
@@ -170,12 +171,8 @@ export class Client implements Disposable {
   }
 
   #onBroken(error: unknown): void {
-    if (isDisconnect(error)) {
-      this.#end("the server closed the connection", error);
-    } else {this.#end(
-        `the connection broke: ${(error as Error).message}`,
-        error,
-      );}
+    const gone = isDisconnect(error);
+    this.#end(gone ? "the server closed the connection" : `the connection broke: ${messageOf(error)}`, error);
   }
 
   #end(reason: string, cause?: unknown): void {

@@ -1,5 +1,6 @@
 /** The answering side of ttrpc: requests in, handlers called, replies out. */
 import { ttrpc } from "../api/ttrpc.js";
+import { messageOf } from "../errors.ts";
 import { type Deadline, Deadlines } from "./deadline.ts";
 import {
   type Conn,
@@ -525,8 +526,4 @@ class Connection implements FrameSink {
 
 function isEqual(a: Uint8Array, b: Uint8Array): boolean {
   return a.length === b.length && a.every((byte, i) => byte === b[i]);
-}
-
-function messageOf(error: unknown): string {
-  return error instanceof Error ? error.message : String(error);
 }
