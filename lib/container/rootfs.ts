@@ -57,7 +57,7 @@ const PROPAGATION: Readonly<Record<string, number>> = {
 };
 
 /** Mount options, taken apart. */
-export interface ParsedOptions {
+interface ParsedOptions {
   /** MS_ flags. */
   readonly flags: number;
   /** MS_ flags of propagation changes, in order. */
@@ -69,7 +69,7 @@ export interface ParsedOptions {
 }
 
 /** Takes fstab's words apart into flags and what is the filesystem's. */
-export function parseOptions(options: readonly string[]): ParsedOptions {
+function parseOptions(options: readonly string[]): ParsedOptions {
   let flags = 0;
   let loop = false;
   const propagation: number[] = [];

@@ -24,9 +24,6 @@ export interface Outcome {
   readonly logged: number;
 }
 
-/** Runs a command, or waits for the one that has been started. */
-export type RunCommand = (options: CommandOptions) => Promise<Outcome>;
-
 /** Where commands are run. */
 export interface Runner {
   run(options: RunOptions): Promise<Exit>;
@@ -55,7 +52,7 @@ export class Commands {
     this.#runner = runner;
   }
 
-  /** {@link RunCommand}. */
+  /** Runs a command, or waits for the one that has been started. */
   async run({ key, scope, logged, ...options }: CommandOptions): Promise<Outcome> {
     const inherited = this.#inherited(key, scope);
     if (inherited !== undefined) return await this.#runOn(inherited);

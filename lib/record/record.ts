@@ -141,7 +141,6 @@ export type ProcessRecord = Pick<InitRecord, keyof typeof process>;
 export type StreamsRecord = Of<typeof streams>;
 export type CommandRecord = Of<typeof command>;
 export type AnswerRecord = Of<typeof answer>;
-export type EventRecord = Of<typeof event>;
 
 /** All of it. */
 export type ShimRecord = Of<typeof record>;
