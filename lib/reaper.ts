@@ -256,15 +256,11 @@ export class Reaper {
    * @throws {SystemError} when it cannot be started
    */
   async run(options: RunOptions): Promise<Exit> {
-    const { promise, resolve, reject } = Promise.withResolvers<Exit>();
-    const handler = (exit: Exit) => {
-      options.onExit?.(exit);
-      resolve(exit);
-    };
-    const pid = await this.#start(options, { handler, abandoned: reject }, options.started);
-    if (options.timeoutMs === undefined) return await promise;
+    const { end, watched } = awaited(options.onExit);
+    const pid = await this.#start(options, watched, options.started);
+    if (options.timeoutMs === undefined) return await end;
     using _timer = this.#options.timer(options.timeoutMs, () => this.#endRun(pid));
-    return await promise;
+    return await end;
   }
 
   /**
@@ -308,21 +304,16 @@ export class Reaper {
    * @param onExit told of it, before anything is written down about that
    */
   runOn(pid: number, onExit: (exit: Exit) => void): Promise<Exit> {
-    const { promise, resolve, reject } = Promise.withResolvers<Exit>();
-    const handler = (exit: Exit) => {
-      onExit(exit);
-      resolve(exit);
-    };
-    const watched = { handler, abandoned: reject };
+    const { end, watched } = awaited(onExit);
     this.#watched.set(pid, watched);
     if (this.#options.parent.isChild?.(pid) === true) {
       this.#limit(pid, watched);
-      return promise;
+      return end;
     }
     this.#watched.delete(pid);
     this.#options.log.warn("a command has ended in a way that nobody knows", { pid });
-    handler({ pid, status: UNKNOWN_STATUS, at: new Date() });
-    return promise;
+    watched.handler({ pid, status: UNKNOWN_STATUS, at: new Date() });
+    return end;
   }
 
   /** Whether a process is a child, not reaped, that nobody has started or watches. */
@@ -366,4 +357,14 @@ export class Reaper {
       if (reason !== undefined) watched.abandoned?.(reason);
     }
   }
+}
+
+/** A process whose end is waited for, and that end. */
+function awaited(onExit?: ExitHandler): { readonly end: Promise<Exit>; readonly watched: Watched } {
+  const { promise, resolve, reject } = Promise.withResolvers<Exit>();
+  const handler = (exit: Exit) => {
+    onExit?.(exit);
+    resolve(exit);
+  };
+  return { end: promise, watched: { handler, abandoned: reject } };
 }
