@@ -1,6 +1,6 @@
 /** containerd-shim: argv to exit code. */
 
-import { parse, UsageError, usageOfShim } from "./lib/cli.ts";
+import { parse, UsageError } from "./lib/cli.ts";
 import { messageOf } from "./lib/errors.ts";
 import { run } from "./lib/alone.ts";
 
@@ -20,13 +20,17 @@ async function main(): Promise<number> {
     if (Deno.args[0] === UPGRADE) return await (await import("./lib/host/upgrade.ts")).run(Deno.args.slice(1), say);
     const options = parse(Deno.args);
     if (options === undefined) {
-      say(usageOfShim());
+      say(await usage());
+      return 0;
+    }
+    if (options.version) {
+      say((await import("./lib/version.ts")).version(), Deno.stdout);
       return 0;
     }
     return await run(options);
   } catch (error) {
     if (error instanceof UsageError) {
-      say(`${error.message}\n${error.usage}`);
+      say(`${error.message}\n${error.usage ?? await usage()}`);
       return USAGE;
     }
     say(`containerd-shim: ${messageOf(error)}\n`);
@@ -34,8 +38,12 @@ async function main(): Promise<number> {
   }
 }
 
-function say(text: string): void {
-  Deno.stderr.writeSync(new TextEncoder().encode(text));
+async function usage(): Promise<string> {
+  return (await import("./lib/commands.ts")).usageOfProgram();
+}
+
+function say(text: string, where: { writeSync(bytes: Uint8Array): number } = Deno.stderr): void {
+  where.writeSync(new TextEncoder().encode(text));
 }
 
 main().then(Deno.exit);

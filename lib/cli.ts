@@ -67,6 +67,13 @@ export const FLAGS = [
     help: "have the OCI runtime manage cgroups through systemd",
   },
   {
+    name: "version",
+    alias: "v",
+    type: "bool",
+    default: false,
+    help: "print what this executable is made of, and exit",
+  },
+  {
     name: "workdir",
     type: "string",
     default: "",
@@ -83,11 +90,11 @@ export type Values<Flags extends readonly Flag[]> = {
 /** The value of every flag of a shim. */
 export type Options = Values<typeof FLAGS>;
 
-/** A command line that cannot be understood; its message says why, and `usage` what could be. */
+/** A command line that cannot be understood; its message says why, and `usage` what could be: the program's, if undefined. */
 export class UsageError extends Error {
   override readonly name = "UsageError";
 
-  constructor(message: string, readonly usage: string = usageOfShim()) {
+  constructor(message: string, readonly usage?: string) {
     super(message);
   }
 }
@@ -166,11 +173,6 @@ function parseBool(name: string, value: string): boolean {
     );
   }
   return BOOLEANS[value]!;
-}
-
-/** What `-help` prints. */
-export function usageOfShim(): string {
-  return `Usage of containerd-shim:\n${usageOfFlags(FLAGS)}`;
 }
 
 /** A paragraph of help for each flag, as Go's `flag` package writes them. */

@@ -1,6 +1,6 @@
 /** The words that may stand in the place of a shim's flags: what an administrator calls the program for. */
 
-import { type Flag, parseFlags, UsageError, usageOfFlags, type Values } from "./cli.ts";
+import { type Flag, FLAGS, parseFlags, UsageError, usageOfFlags, type Values } from "./cli.ts";
 
 /** A command, as its help and the manual tell of it. */
 export interface Command {
@@ -26,6 +26,13 @@ export const UPGRADE = {
 
 /** Every command, in the order in which the manual shows them. */
 export const COMMANDS: readonly Command[] = [UPGRADE];
+
+/** What `containerd-shim -help` prints. */
+export function usageOfProgram(): string {
+  const width = Math.max(...COMMANDS.map(({ name }) => name.length));
+  const lines = COMMANDS.map(({ name, summary }) => `  ${name.padEnd(width)}  ${summary}\n`);
+  return `Usage of containerd-shim:\n${usageOfFlags(FLAGS)}\nCommands, each with -help:\n${lines.join("")}`;
+}
 
 /** What `containerd-shim COMMAND -help` prints. */
 export function usageOfCommand({ name, operands, summary, description, flags }: Command): string {

@@ -147,8 +147,8 @@ class Host {
     let member: Member;
     try {
       const options = parse(join.args);
-      // Help, and a socket that is not inherited, are for a process by itself.
-      if (options === undefined || options.socket !== "") return refuse("refused");
+      // Help, the version, and a socket that is not inherited, are for a process by itself.
+      if (options === undefined || options.version || options.socket !== "") return refuse("refused");
       const { cwd, entered } = join;
       const kept = new KeptByHolder(holder);
       const temporary = join.variable("TMPDIR");

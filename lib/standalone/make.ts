@@ -15,6 +15,7 @@ import { privateAddress } from "../../ffi/socket.ts";
 import { containerd } from "../api/mod.js";
 import { SIGNALS } from "../signals.ts";
 import { Client } from "../ttrpc/client.ts";
+import { commitOf } from "./commit.ts";
 import { loaderOf, type Module, scriptOf } from "./modules.ts";
 import { pack } from "./pack.ts";
 
@@ -320,12 +321,21 @@ async function main(): Promise<void> {
   ];
   await run([deno, "bundle", ...bundling, "--format", "iife", "--output", bundle, flags.main]);
   await run([deno, "bundle", ...bundling, "--format", "esm", "--code-splitting", "--outdir", modules, flags.main]);
+  const commit = (await commitOf(ROOT))?.name ?? "unknown";
+  const texts = Array.from(Deno.readDirSync(modules), ({ name }) => `${modules}/${name}`);
+  for (const path of [bundle, ...texts]) await putCommit(path, commit);
   await compileEntry(entry);
   const compileTimeoutMs = Number(flags["compile-timeout"]) * 1000;
   const parts = { deno, bundle, modules, entry, compileTimeoutMs };
   const maker = await makeExecutable(parts, out);
   const { size } = await Deno.stat(out);
   console.log(`${out}: ${(size / 1e6).toFixed(1)} MB, made by ${maker}`);
+}
+
+/** Has what has been bundled say which commit it is of: lib/version.ts. */
+async function putCommit(path: string, commit: string): Promise<void> {
+  const text = await Deno.readTextFile(path);
+  await Deno.writeTextFile(path, text.replace("@COMMIT@", commit));
 }
 
 async function removeIfThere(path: string): Promise<void> {

@@ -3,6 +3,7 @@
  *
  * There is no time in it and no random number, so the same executable has the same list.
  */
+import config from "../../deno.json" with { type: "json" };
 import packages from "./tools/package-lock.json" with { type: "json" };
 
 const ROOT = decodeURIComponent(new URL("../../", import.meta.url).pathname);
@@ -71,6 +72,7 @@ async function main(): Promise<void> {
       component: {
         type: "application",
         name: "containerd-shim",
+        version: config.version,
         hashes: [{ alg: "SHA-256", content: sha256 }],
       } satisfies Component,
     },
