@@ -18,6 +18,8 @@ async function main(): Promise<number> {
   try {
     if (Deno.args[0] === HOST) return await (await import("./lib/host/host.ts")).run(Deno.args.slice(1));
     if (Deno.args[0] === UPGRADE) return await (await import("./lib/host/upgrade.ts")).run(Deno.args.slice(1), say);
+    // Go's shim ignores what is no flag; containerd has none, so it is somebody's typing.
+    if (Deno.args[0]?.startsWith("-") === false) throw new UsageError(`no such command: ${Deno.args[0]}`);
     const options = parse(Deno.args);
     if (options === undefined) {
       say(await usage());
