@@ -17,7 +17,7 @@ SOURCES := main.ts deno.json deno.lock $(shell find ffi lib -name '*.ts') \
 
 .PHONY: all check test test-1.7 demo bench fuzz soak install clean
 
-all: bin/containerd-shim bin/containerd-shim.cdx.json
+all: bin/containerd-shim bin/containerd-shim.cdx.json bin/containerd-shim.8
 
 # Their versions and hashes are locked. Deno's own install script only makes a link to this file.
 LOCKED := lib/standalone/tools/package.json lib/standalone/tools/package-lock.json
@@ -50,6 +50,11 @@ bin/containerd-shim: $(SOURCES) $(API) $(DENO)
 # What is in it.
 bin/containerd-shim.cdx.json: bin/containerd-shim lib/standalone/sbom.ts
 	$(DENO) task sbom
+
+# From the tables of flags and commands.
+bin/containerd-shim.8: lib/standalone/manual.ts lib/cli.ts lib/commands.ts deno.json $(DENO)
+	mkdir -p bin
+	$(DENO) task manual
 
 check: $(API) $(DENO)
 	$(DENO) task check

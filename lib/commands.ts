@@ -12,6 +12,8 @@ export interface Command {
   /** What else there is to say: paragraphs. */
   readonly description: readonly string[];
   readonly flags: readonly Flag[];
+  /** Exit codes and what they mean, where that is more than what the manual says of all. */
+  readonly exits?: readonly (readonly [code: string, meaning: string])[];
 }
 
 /** `containerd-shim upgrade`: lib/host/upgrade.ts. */
@@ -22,6 +24,10 @@ export const UPGRADE = {
     "Has this build of the executable take over, with their containers, from the hosts of other builds that run.",
   description: ["Containers whose shims are processes by themselves stay as they are."],
   flags: [{ name: "dry-run", type: "bool", default: false, help: "only say what would be done" }],
+  exits: [
+    ["0", "Every host is of this build now, or there was none."],
+    ["1", "Some host, or some of its containers, stay as they were: it has said which, and why."],
+  ],
 } as const satisfies Command;
 
 /** Every command, in the order in which the manual shows them. */

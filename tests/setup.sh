@@ -18,6 +18,7 @@ wants containerd containerd ctr
 wants runc runc
 wants crun crun
 wants perl-base perl
+wants man-db man
 wants mount mount umount
 wants e2fsprogs mke2fs
 wants fuse-overlayfs fuse-overlayfs
