@@ -15,7 +15,7 @@ API := $(API_MODULES:%=lib/api/%.js) $(API_MODULES:%=lib/api/%.d.ts)
 SOURCES := main.ts deno.json deno.lock $(shell find ffi lib -name '*.ts') \
 	lib/standalone/entry.c lib/standalone/entry.ld
 
-.PHONY: all check test test-1.7 demo bench fuzz soak install clean
+.PHONY: all check test test-1.7 demo bench fuzz soak install uninstall deb deb-check clean
 
 all: bin/containerd-shim bin/containerd-shim.cdx.json bin/containerd-shim.8
 
@@ -92,8 +92,20 @@ soak: bin/containerd-shim
 	sh tests/setup.sh
 	$(DENO) task soak $(SOAK)
 
-install: bin/containerd-shim
-	install -D -m 0755 bin/containerd-shim $(DESTDIR)$(PREFIX)/bin/containerd-shim
+# What is there is installed, without anything that built it.
+install: $(if $(wildcard bin/containerd-shim.8),,all)
+	DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' sh packaging/install.sh install
+
+uninstall:
+	DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' sh packaging/install.sh uninstall
+
+# bin/containerd-shim-deno_VERSION_amd64.deb
+deb: all
+	$(DENO) task deb
+
+# What Debian's own check says of it.
+deb-check: deb
+	sh packaging/check.sh
 
 clean:
 	rm -rf bin build $(API)
