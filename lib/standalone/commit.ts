@@ -6,6 +6,8 @@ export interface Commit {
   readonly name: string;
   /** When it was made, in seconds since 1970. */
   readonly time: number;
+  /** Name and address. */
+  readonly author: string;
   /** Whether it has this tag, and nothing has been changed since. */
   isTagged(tag: string): boolean;
 }
@@ -21,14 +23,15 @@ export async function commitOf(folder: string): Promise<Commit | undefined> {
   try {
     // How deep the folder is in a repository, if it is in one.
     if ((await lines("rev-parse", "--show-prefix"))?.join() !== "") return undefined;
-    const [hash, time] = await lines("log", "-1", "--format=%H%n%ct") ?? [];
+    const [hash, time, author] = await lines("log", "-1", "--format=%H%n%ct%n%an <%ae>") ?? [];
     const changed = await lines("status", "--porcelain", "--untracked-files=no");
     const tags = await lines("tag", "--points-at", "HEAD");
-    if (hash === undefined || changed === undefined || tags === undefined) return undefined;
+    if (hash === undefined || author === undefined || changed === undefined || tags === undefined) return undefined;
     const isDirty = changed.join() !== "";
     return {
       name: isDirty ? `${hash}-dirty` : hash,
       time: Number(time),
+      author,
       isTagged: (tag) => !isDirty && tags.includes(tag),
     };
   } catch (error) {
