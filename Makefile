@@ -60,7 +60,7 @@ check: $(API) $(DENO)
 	$(DENO) task check
 
 # First the quick bench, which fails on what cannot be noise.
-test: bin/containerd-shim check
+test: all check
 	sh tests/setup.sh
 	$(DENO) task bench --quick --check
 	$(DENO) task test
@@ -68,7 +68,7 @@ test: bin/containerd-shim check
 # The end-to-end tests with the last containerd that has runtime v1, which the next Debian has.
 CONTAINERD_1_7 := $(CURDIR)/build/containerd-1.7
 
-test-1.7: bin/containerd-shim
+test-1.7: all
 	sh tests/setup.sh
 	sh tests/trixie.sh $(CONTAINERD_1_7) containerd
 	CONTAINERD=$(CONTAINERD_1_7) CONTAINERD_VERSION=1.7. $(DENO) task test tests/e2e
@@ -100,7 +100,11 @@ uninstall:
 	DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' sh packaging/install.sh uninstall
 
 # bin/containerd-shim-deno_VERSION_amd64.deb
+# It is made anew: the commit may be another than when bin was made, and the code the same.
 deb: all
+	$(DENO) task build
+	$(DENO) task sbom
+	$(DENO) task manual
 	$(DENO) task deb
 
 # What Debian's own check says of it.
