@@ -139,8 +139,9 @@ async function dependencies(executable: string): Promise<string> {
   /** The newest version of a library that symbols are wanted of. */
   const newest = async (library: string) =>
     (await shell(`grep -ao '${library}_[0-9.]*[0-9]' "$0" | sed 's/.*_//' | sort -uV`)).at(-1)!;
-  const versions = { libc6: await newest("GLIBC"), "libgcc-s1": await newest("GCC") };
-  return [...packages].toSorted().map((name) => `${name} (>= ${versions[name]})`).join(", ");
+  const symbols = { libc6: "GLIBC", "libgcc-s1": "GCC" };
+  const wants = [...packages].toSorted().map(async (name) => `${name} (>= ${await newest(symbols[name])})`);
+  return (await Promise.all(wants)).join(", ");
 }
 
 /** Who answers for the package: as Debian's tools are told it, or who made the commit. */
