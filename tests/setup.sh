@@ -19,6 +19,7 @@ wants runc runc
 wants crun crun
 wants perl-base perl
 wants man-db man
+wants git git
 wants mount mount umount
 wants e2fsprogs mke2fs
 wants fuse-overlayfs fuse-overlayfs

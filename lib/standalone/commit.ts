@@ -15,8 +15,8 @@ export interface Commit {
 /** The commit that a repository's folder is at; undefined where there is no git, or no repository with this root folder. */
 export async function commitOf(folder: string): Promise<Commit | undefined> {
   const lines = async (...args: string[]) => {
-    // Root builds what is another user's, too.
-    const given = ["-c", `safe.directory=${folder.replace(/\/$/, "")}`, "-C", folder, ...args];
+    // Root builds what is another user's, too, and leaves it theirs.
+    const given = ["--no-optional-locks", "-c", `safe.directory=${folder.replace(/\/$/, "")}`, "-C", folder, ...args];
     const { success, stdout } = await new Deno.Command("git", { args: given, stderr: "null" }).output();
     return success ? new TextDecoder().decode(stdout).trimEnd().split("\n") : undefined;
   };

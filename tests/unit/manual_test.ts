@@ -20,7 +20,7 @@ async function withPage<T>(use: (path: string) => Promise<T>): Promise<T> {
   }
 }
 
-/** The page as a terminal shows it, in lines that are long enough for whatever is in it. */
+/** The page as it is shown, in lines that are long enough for whatever is in it. */
 function rendered(): Promise<string> {
   const terminal = [
     "env",
