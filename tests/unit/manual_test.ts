@@ -22,15 +22,8 @@ async function withPage<T>(use: (path: string) => Promise<T>): Promise<T> {
 
 /** The page as it is shown, in lines that are long enough for whatever is in it. */
 function rendered(): Promise<string> {
-  const terminal = [
-    "env",
-    "LC_ALL=C.UTF-8",
-    "MANWIDTH=2000",
-    "MAN_KEEP_FORMATTING=",
-    "MANROFFOPT=-c",
-    "GROFF_NO_SGR=1",
-  ];
-  return withPage(async (path) => (await must([...terminal, "man", "-l", path])).replace(/.\x08/g, ""));
+  const environment = ["LC_ALL=C.UTF-8", "MANWIDTH=2000"];
+  return withPage((path) => must(["env", "-u", "MAN_KEEP_FORMATTING", ...environment, "man", "-l", path]));
 }
 
 function assertHasFlags(text: string, flags: readonly Flag[]): void {
