@@ -1,17 +1,22 @@
 /**
  * Runs the tests, and sees to it that nothing of them is left, however they end.
  *
- *     deno run -A tests/run.ts [FILE | FOLDER | PATTERN]...
+ *     deno run -A tests/run.ts [--quick] [FILE | FOLDER | PATTERN]...
  *
- * A file or folder narrows down what is run, a pattern is looked for in the names of tests. The end-to-end tests run once in
- * each way that a shim of ours can live, or in the one that WAY names. Everything that a test starts is a
- * descendant of this process, because this is a subreaper; so what is still alive in the end can be found and ended.
+ * A file or folder narrows down what is run, a pattern is looked for in the names of tests. Without a file, formatting, lint,
+ * types and the documentation's examples are looked at too. The end-to-end tests run once in each way that a shim of ours can
+ * live, or in the one that WAY names; with --quick, those that quick.ts chooses. In the end stands what has failed, why, and
+ * how to run just that again. Everything that a test starts is a descendant of this process, because this is a subreaper; so
+ * what is still alive in the end can be found and ended.
  */
 
+import * as fd from "../ffi/fd.ts";
 import * as process from "../ffi/process.ts";
 import type { Way } from "./e2e/env.ts";
 import { argumentsOf, descendants, isAlive, isHost, mountsBelow } from "./e2e/proc.ts";
 import { cgroupsOf, hierarchies, names, paths, removeNamespace, RUNC_ROOT, runName } from "./e2e/leftovers.ts";
+import { CHOICES } from "./quick.ts";
+import { describe, type Failure, failures, readReport } from "./report.ts";
 
 /** All of the ways in which our shim lives: see e2e/env.ts. */
 const WAYS: readonly Way[] = ["alone", "hosted", "mixed"];
@@ -28,9 +33,13 @@ function reapAll(): void {
   for (let exit = process.reap(); exit; exit = process.reap()) awaited.get(exit.pid)?.(exit.status);
 }
 
-/** Runs a program with our stdout and stderr, and gives its status. */
-function run(args: readonly string[], environment?: readonly string[]): { pid: number; status: Promise<number> } {
-  const pid = process.spawn({ args, descriptors: [null, 1, 2], ...(environment ? { environment } : {}) });
+/** Runs a program, which writes to our stdout and stderr or to `output`, and gives its status. */
+function run(
+  args: readonly string[],
+  { environment, output }: { environment?: readonly string[]; output?: number } = {},
+): { pid: number; status: Promise<number> } {
+  const descriptors = [null, output ?? 1, output ?? 2];
+  const pid = process.spawn({ args, descriptors, ...(environment ? { environment } : {}) });
   const { promise, resolve } = Promise.withResolvers<number>();
   awaited.set(pid, resolve);
   return { pid, status: promise };
@@ -102,20 +111,6 @@ function shimSockets(): string[] {
   );
 }
 
-/** Counts the tests in the report that the test runner has written, if it has. */
-function counts(): { passed: number; failed: number; skipped: number } | undefined {
-  let xml: string;
-  try {
-    xml = Deno.readTextFileSync(report);
-  } catch {
-    return undefined;
-  }
-  const cases = xml.match(/<testcase [^>]*>/g)?.length ?? 0;
-  const failed = xml.match(/<(failure|error)[ >]/g)?.length ?? 0;
-  const skipped = xml.match(/<skipped/g)?.length ?? 0;
-  return { passed: cases - failed - skipped, failed, skipped };
-}
-
 function isThere(path: string): boolean {
   try {
     return Deno.statSync(path) !== undefined;
@@ -128,34 +123,102 @@ process.becomeSubreaper();
 Deno.addSignalListener("SIGCHLD", reapAll);
 
 const here = decodeURIComponent(new URL(".", import.meta.url).pathname);
-const files = Deno.args.filter(isThere);
-const filter = Deno.args.filter((each) => !isThere(each));
+const isQuick = Deno.args.includes("--quick");
+const named = Deno.args.filter((each) => each !== "--quick");
+const files = named.filter(isThere);
+const patterns = named.filter((each) => !isThere(each));
 
-/** Runs tests in one way of {@link Way}, or in none, and gives their status. */
-async function test(way: Way | undefined, paths: readonly string[]): Promise<void> {
+const total = { passed: 0, skipped: 0 };
+const failed: Failure[] = [];
+
+/** Deno, as one can type it. */
+const deno = Deno.execPath().replace(`${Deno.cwd()}/`, "");
+const shim = Deno.env.get("SHIM") ? `SHIM=${Deno.env.get("SHIM")} ` : "";
+
+/** Formatting, lint, types and documentation; its output is shown if it fails. */
+async function checkSources(): Promise<void> {
   if (interrupted) return;
-  console.log(`\n=== ${way ?? "unit"} ===`);
-  const environment = { ...Deno.env.toObject(), E2E_DIR: folder, E2E_ROOT_PID: `${Deno.pid}` };
-  const tests = run(
-    [
-      Deno.execPath(),
-      "test",
-      "-A",
-      `--junit-path=${report}`,
-      ...filter.length > 0 ? [`--filter=/${filter.join("|")}/`] : [],
-      ...paths,
-    ],
-    Object.entries({ ...environment, ...way ? { WAY: way } : {} }).map(([k, v]) => `${k}=${v}`),
-  );
-  running = tests.pid;
-  const status = await tests.status;
-  const result = counts();
-  total.passed += result?.passed ?? 0;
-  total.skipped += result?.skipped ?? 0;
-  total.failed += result?.failed || (status === 0 ? 0 : 1);
+  console.log("\n=== sources ===");
+  const path = `${folder}/check.log`;
+  const output = fd.open(path, fd.O.WRONLY | fd.O.CREAT, 0o600);
+  const checking = run([Deno.execPath(), "task", "check"], { output });
+  fd.close(output);
+  running = checking.pid;
+  if (await checking.status === 0) return console.log("ok");
+  const why = Deno.readTextFileSync(path);
+  console.error(why);
+  failed.push({
+    what: "formatting, lint, types or documentation",
+    where: "deno.json",
+    why,
+    again: `${deno} task check`,
+  });
 }
 
-const total = { passed: 0, failed: 0, skipped: 0 };
+/** What is run by one `deno test`. */
+interface Part {
+  readonly way?: Way;
+  readonly paths: readonly string[];
+  /** What the names of the tests match; all, unless given. */
+  readonly pattern?: string | undefined;
+  /** Patterns each of which must be some test's. */
+  readonly names?: readonly string[];
+  /** Whether it is the examples in comments that are run. */
+  readonly isDocumentation?: boolean;
+}
+
+async function test({ way, paths, pattern, names = [], isDocumentation = false }: Part): Promise<void> {
+  if (interrupted || paths.length === 0) return;
+  console.log(`\n=== ${way ?? (isDocumentation ? "examples" : "unit")} ===`);
+  const environment = {
+    ...Deno.env.toObject(),
+    E2E_DIR: folder,
+    E2E_ROOT_PID: `${Deno.pid}`,
+    ...way ? { WAY: way } : {},
+  };
+  const tests = run([
+    ...[Deno.execPath(), "test", "-A", `--junit-path=${report}`],
+    ...isDocumentation ? ["--doc"] : [],
+    ...pattern ? [`--filter=/${pattern}/`] : [],
+    ...paths,
+  ], { environment: Object.entries(environment).map(([k, v]) => `${k}=${v}`) });
+  running = tests.pid;
+  const status = await tests.status;
+  const cases = isThere(report) ? readReport(Deno.readTextFileSync(report)) : [];
+  if (isThere(report)) Deno.removeSync(report);
+  const wrong = failures(cases, way, `${shim}${deno} task test`);
+  const again = `${way ? `WAY=${way} ` : ""}${shim}${deno} task test ${paths.join(" ")}`;
+  const here = { where: way ?? "unit", again };
+  if (status !== 0 && wrong.length === 0) {
+    wrong.push({ what: "tests could not be run", why: `deno test has ended with ${status}: see its output`, ...here });
+  }
+  for (const name of names) {
+    if (cases.some((each) => new RegExp(name).test(each.name))) continue;
+    wrong.push({ what: `there is no test: ${name}`, why: "quick.ts has chosen it", ...here });
+  }
+  total.skipped += cases.filter(({ isSkipped }) => isSkipped).length;
+  total.passed += cases.filter(({ isSkipped, failure }) => !isSkipped && failure === undefined).length;
+  failed.push(...wrong);
+}
+
+/** All that --quick has run in one way: whole files, and of others what has been chosen. */
+function quick(way: Way): Part[] {
+  const all = names(`${here}e2e`).filter((each) => each.endsWith("_test.ts")).sort();
+  const chosen = all.filter((file) => (CHOICES[file]?.ways ?? ["hosted"]).includes(way));
+  const path = (file: string) => `${here}e2e/${file}`;
+  const parts = chosen.filter((file) => CHOICES[file]?.names);
+  const patterns = parts.flatMap((file) => CHOICES[file]!.names!).map((each) => `^${literal(each)}`);
+  return [
+    { way, paths: chosen.filter((file) => !parts.includes(file)).map(path) },
+    { way, paths: parts.map(path), pattern: patterns.join("|"), names: patterns },
+  ];
+}
+
+/** A text as a regular expression. */
+function literal(text: string): string {
+  return text.replace(/[^A-Za-z0-9 ]/g, "\\$&");
+}
+
 let running: number | undefined;
 let interrupted = false;
 for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) {
@@ -165,17 +228,35 @@ for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) {
   });
 }
 
-if (files.length === 0) await test(undefined, [`${here}unit`]);
-const named = Deno.env.get("WAY") as Way | undefined;
-for (const way of named ? [named] : IS_OURS ? WAYS : ["alone" as const]) {
-  await test(way, files.length > 0 ? files : [`${here}e2e`]);
+const startedAt = performance.now();
+const pattern = patterns.length > 0 ? patterns.join("|") : undefined;
+if (files.length === 0) {
+  if (pattern === undefined) await checkSources();
+  await test({ paths: [`${here}unit`], pattern });
+  await test({ paths: [`${here}../ffi`, `${here}../lib`], isDocumentation: true, pattern });
+}
+const only = Deno.env.get("WAY") as Way | undefined;
+for (const way of only ? [only] : IS_OURS ? WAYS : ["alone" as const]) {
+  const parts = isQuick ? quick(way) : [{ way, paths: files.length > 0 ? files : [`${here}e2e`], pattern }];
+  for (const part of parts) await test(part);
 }
 const left = await endHosts();
 left.push(...await endDescendants());
 left.push(...await removeRest());
-if (left.length > 0) console.error(`\nThe tests have left this, which is removed now:\n${left.join("\n")}`);
+if (left.length > 0) {
+  const why = `It is removed now:\n${left.join("\n")}`;
+  failed.push({
+    what: "the tests have left something",
+    where: "after all",
+    why,
+    again: "the tests, in smaller groups",
+  });
+}
+if (failed.length > 0) console.error(`\n=== what has failed ===\n\n${describe(failed)}`);
 if (interrupted) console.error("\nInterrupted.");
-const failed = total.failed || (left.length > 0 || interrupted ? 1 : 0);
+const time = Math.round((performance.now() - startedAt) / 1000);
 const skipped = total.skipped > 0 ? `, ${total.skipped} skipped` : "";
-console.log(`\n${total.passed} passed, ${failed} failed${skipped}`);
-Deno.exit(failed === 0 ? 0 : 1);
+console.log(
+  `\n${total.passed} passed, ${failed.length} failed${skipped} (${Math.floor(time / 60)} min ${time % 60} s)`,
+);
+Deno.exit(failed.length === 0 && !interrupted ? 0 : 1);

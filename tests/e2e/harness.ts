@@ -3,6 +3,7 @@
 import { type CgroupVersion, showCgroups2, thaw, withCgroups } from "./cgroups.ts";
 import { must, type Result, run, type Running, start } from "./command.ts";
 import { CONTAINERD, CONTAINERD_VERSION, CTR, type Form, newPlace, SHIM } from "./env.ts";
+import { withEvidence } from "./evidence.ts";
 import * as leftovers from "./leftovers.ts";
 import { argumentsOf, isAlive, mountsBelow, processes } from "./proc.ts";
 import { makeRootfs } from "./rootfs.ts";
@@ -81,8 +82,7 @@ export async function withContainerd(
     await containerd.expectNothingLeft();
   } catch (error) {
     const log = containerd.log().split("\n").filter((line) => !line.includes("loading plugin")).slice(-LOG_SHOWN);
-    console.error(`The log of ${containerd.folder}'s containerd ends:\n${log.join("\n")}`);
-    throw error;
+    throw withEvidence(error, `The log of ${containerd.folder}'s containerd ends`, log.join("\n"));
   } finally {
     await containerd.remove();
   }

@@ -1,12 +1,14 @@
 /** A shim without containerd: the tests speak ttrpc to it as containerd would, and see each answer. */
 
 import { assertEquals, assertRejects } from "@std/assert";
+import * as fd from "../../ffi/fd.ts";
 import { containerd } from "../../lib/api/mod.js";
 import { Client } from "../../lib/ttrpc/client.ts";
 import { type Code, StatusError } from "../../lib/ttrpc/status.ts";
 import { type CgroupVersion, showCgroups2, thaw, withCgroups } from "./cgroups.ts";
 import { must } from "./command.ts";
 import { type Form, IS_OURS, newPlace, SHIM } from "./env.ts";
+import { withEvidence } from "./evidence.ts";
 import { EventSink, type EventsMode } from "./events.ts";
 import { Reader } from "./fifo.ts";
 import * as leftovers from "./leftovers.ts";
@@ -84,8 +86,8 @@ export async function withShim(options: ShimOptions, test: (shim: Shim) => Promi
     }
     await shim.expectNothingLeft();
   } catch (error) {
-    console.error(`The output of ${shim.folder}'s shim:\n${shim.output()}`);
-    throw error;
+    withEvidence(error, `The output of ${shim.folder}'s shim`, shim.output());
+    throw withEvidence(error, `What nobody has read of its log`, shim.unreadLog());
   } finally {
     await shim.remove();
   }
@@ -164,6 +166,20 @@ export class Shim {
       return Deno.readTextFileSync(`${this.folder}/output`);
     } catch {
       return "";
+    }
+  }
+
+  /** What is in its log, if it lives and nobody has read it: reads it. */
+  unreadLog(): string {
+    const buffer = new Uint8Array(1 << 20);
+    let log: number | undefined;
+    try {
+      log = fd.open(`${this.workdir}/shim.stdout.log`, fd.O.RDONLY | fd.O.NONBLOCK);
+      return new TextDecoder().decode(buffer.subarray(0, fd.read(log, buffer)));
+    } catch {
+      return "";
+    } finally {
+      if (log !== undefined) fd.close(log);
     }
   }
 

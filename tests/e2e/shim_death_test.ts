@@ -10,6 +10,7 @@ import { assert, assertEquals } from "@std/assert";
 import { describeDeaths, observeDeaths } from "../survival/deaths.ts";
 import { OURS } from "../survival/subjects.ts";
 import { onlyOurs, WAY } from "./env.ts";
+import { withEvidence } from "./evidence.ts";
 import { onlyHosted, withMachine } from "./host.ts";
 import { isAlive } from "./proc.ts";
 import { withShim } from "./shim.ts";
@@ -37,8 +38,7 @@ onlyOurs(
       assert(creating.length <= tolerated, creating.join("\n"));
       assert(deaths.lost <= Math.ceil(DEATHS / 20), `containerd has lost ${deaths.lost} tasks`);
     } catch (error) {
-      console.error(seen.join("\n"));
-      throw error;
+      throw withEvidence(error, "What was seen", seen.join("\n"));
     }
   },
 );

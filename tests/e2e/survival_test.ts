@@ -4,6 +4,7 @@ import { assertEquals } from "@std/assert";
 import { observe, type Victim, VICTIMS } from "../survival/scene.ts";
 import { OURS } from "../survival/subjects.ts";
 import { flawOf } from "../survival/talker.ts";
+import { withEvidence } from "./evidence.ts";
 import { onlyHosted } from "./host.ts";
 
 /** What is lost, by who is killed. */
@@ -27,8 +28,7 @@ for (const [victim, name] of VICTIMS) {
     try {
       assertEquals(await observe(OURS, victim, (each) => seen.push(each)), LOST[victim]);
     } catch (error) {
-      console.error(`What was seen:\n${seen.join("\n")}`);
-      throw error;
+      throw withEvidence(error, "What was seen", seen.join("\n"));
     }
   });
 }

@@ -1,0 +1,71 @@
+/** What a run of tests has come to, from the report that `deno test` writes, and how that is told in the end. */
+
+/** A test that has been run, or skipped. */
+export interface Case {
+  /** As `deno test` was given it. */
+  readonly file: string;
+  readonly line: number;
+  readonly name: string;
+  readonly isSkipped: boolean;
+  /** Why it has failed, with what was seen: undefined when it has not. */
+  readonly failure?: string;
+}
+
+/** Something that has failed, as it is told. */
+export interface Failure {
+  /** A test's name, or what else it was. */
+  readonly what: string;
+  /** file:line and the way, for example. */
+  readonly where: string;
+  readonly why: string;
+  /** The command that does just that again. */
+  readonly again: string;
+}
+
+/** The tests in a report: JUnit's XML. A step of a test is a test here. */
+export function readReport(xml: string): Case[] {
+  return [...xml.matchAll(/<testcase ([^>]*)>(.*?)<\/testcase>/gs)].map(([, attributes, body]) => {
+    const attribute = (name: string) => unescape(new RegExp(`(?:^| )${name}="([^"]*)"`).exec(attributes!)?.[1] ?? "");
+    const failure = /<(?:failure|error)[^>]*>(.*?)<\/(?:failure|error)>/s.exec(body!)?.[1];
+    return {
+      file: attribute("classname").replace(/^\.\//, ""),
+      line: Number(attribute("line")),
+      name: attribute("name"),
+      isSkipped: body!.includes("<skipped"),
+      ...failure !== undefined ? { failure: unescape(failure) } : {},
+    };
+  });
+}
+
+/** The failed ones, each with the command that runs it alone. */
+export function failures(cases: readonly Case[], way: string | undefined, command: string): Failure[] {
+  return cases.filter((each) => each.failure !== undefined).map(({ file, line, name, failure }) => ({
+    what: name,
+    where: `${file}:${line}${way ? ` (${way})` : ""}`,
+    why: failure!,
+    again: `${way ? `WAY=${way} ` : ""}${command} ${file.replace(/#.*/, "")} '${patternOf(name)}'`,
+  }));
+}
+
+/** A pattern that a test's name alone matches, between quotes of the shell. */
+function patternOf(name: string): string {
+  // Of a step, the test's name is what counts.
+  return `^${name.replace(/ > .*/, "").replace(/[^A-Za-z0-9 ,;:=<>@%&~/_-]/g, ".")}`;
+}
+
+/** All that has failed, one after the other: what, why, and how to try it again. */
+export function describe(failures: readonly Failure[]): string {
+  return failures.map(({ what, where, why, again }, index) =>
+    `${index + 1}) ${what}\n   ${where}\n${why.trimEnd().replace(/^(?=.)/gm, "     ")}\n   again: ${again}\n`
+  ).join("\n");
+}
+
+const ENTITIES: Readonly<Record<string, string>> = { amp: "&", lt: "<", gt: ">", quot: '"', apos: "'" };
+
+function unescape(text: string): string {
+  return text.replace(
+    /&(?:#(\d+)|#x([0-9a-f]+)|(\w+));/gi,
+    (all, decimal, hex, name) =>
+      name ? ENTITIES[name] ?? all : String.fromCodePoint(decimal ? Number(decimal) : parseInt(hex, 16)),
+  );
+}
