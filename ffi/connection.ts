@@ -123,6 +123,8 @@ export class Connection {
   readonly #close: (fd: number) => void;
 
   /**
+   * Reads and writes a connected socket.
+   *
    * @param fd nonblocking; the connection's from then on
    * @throws {SystemError} when it cannot be watched; it is closed then
    */

@@ -84,12 +84,20 @@ export function duplicate(fd: number, least = 0): number {
   );
 }
 
-/** @throws {SystemError} */
+/**
+ * Has execve(2) close a descriptor.
+ *
+ * @throws {SystemError}
+ */
 export function setCloexec(fd: number): void {
   check(c().fcntl(fd, F_SETFD, FD_CLOEXEC), "fcntl F_SETFD of descriptor", fd);
 }
 
-/** @throws {SystemError} */
+/**
+ * Has calls not wait, on this descriptor and on all its duplicates.
+ *
+ * @throws {SystemError}
+ */
 export function setNonblocking(fd: number): void {
   const flags = check(c().fcntl(fd, F_GETFL, 0), "fcntl F_GETFL of", fd);
   check(

@@ -24,6 +24,7 @@ interface Registration {
 
 /** A place on Deno's event loop: the number of a socket that Deno waits for, and how. */
 export class Place {
+  /** The socket's descriptor, which stays Deno's. */
   readonly fd: number;
   readonly #epoll: number;
   readonly #registration: Registration;

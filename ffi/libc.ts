@@ -10,12 +10,14 @@ const LIBRARY = "libc.so.6";
 /** After how many calls a function has a trampoline compiled: what these calls have lost is about what that costs. */
 const OFTEN = 100;
 
-type Signature = readonly [
+/** What a function takes and gives. */
+export type Signature = readonly [
   parameters: readonly Deno.NativeType[],
   result: Deno.NativeResultType,
 ];
 
-type Bound<T extends Record<string, Signature>> = {
+/** Functions that are bound: called as if they were ours. */
+export type Bound<T extends Record<string, Signature>> = {
   readonly [K in keyof T]: Deno.UnsafeFnPointer<
     { parameters: T[K][0]; result: T[K][1] }
   >["call"];
@@ -111,13 +113,18 @@ export function errno(): number {
 
 /** A failed call of the C library. */
 export class SystemError extends Error {
+  /** Tells it from other errors by name. */
   override readonly name = "SystemError";
   /** The function that failed. */
   readonly call: string;
   /** errno(3). */
   readonly errno: number;
 
-  /** @param subject what the call was made on, for the sentence: a path, a pid */
+  /**
+   * What a call has left in errno, as a sentence.
+   *
+   * @param subject what the call was made on, for the sentence: a path, a pid
+   */
   constructor(call: string, errno: number, subject?: string | number) {
     super(
       `${call}${subject === undefined ? "" : ` ${subject}`}: ${describeErrno(errno)}`,

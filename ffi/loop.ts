@@ -65,6 +65,7 @@ export class LoopDevice implements Disposable {
     }
   }
 
+  /** Lets go of the device, which is free again when nothing of it is mounted. */
   [Symbol.dispose](): void {
     fds.close(this.#fd);
   }

@@ -16,7 +16,11 @@ export class MemoryFile implements Disposable {
   /** Owned by this object. */
   readonly fd: number;
 
-  /** @throws {SystemError} */
+  /**
+   * An empty file.
+   *
+   * @throws {SystemError}
+   */
   constructor(name: string) {
     this.fd = check(
       c().memfd_create(cstring(name), MFD_CLOEXEC),
@@ -59,6 +63,7 @@ export class MemoryFile implements Disposable {
     }
   }
 
+  /** Closes the descriptor. */
   [Symbol.dispose](): void {
     fds.close(this.fd);
   }

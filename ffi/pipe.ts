@@ -22,7 +22,9 @@ const FIONREAD = 0x541bn;
 
 /** Both ends of a pipe. */
 export interface Pipe {
+  /** The end that is read from. */
   readonly read: number;
+  /** The end that is written to. */
   readonly write: number;
 }
 

@@ -84,6 +84,7 @@ export function restoreOpenFilesLimit(): void {
 
 /** A child that has ended and been reaped. */
 export interface Exit {
+  /** Another process's, maybe, now that this one has been reaped. */
   readonly pid: number;
   /** Its exit code, or 128 + the signal that ended it. */
   readonly status: number;

@@ -26,6 +26,7 @@ const SOCK_STREAM = 1;
 const SOCK_SEQPACKET = 5;
 const SOCK_NONBLOCK = 0o4000;
 const SOCK_CLOEXEC = 0o2000000;
+/** The level of the options that each socket has. */
 export const SOL_SOCKET = 1;
 /** recv(2): what is read stays. */
 export const MSG_PEEK = 2;
@@ -46,7 +47,9 @@ const BACKLOG = 4096;
 export interface Credentials {
   /** 0 when the peer is in a pid namespace that ours does not see. */
   readonly pid: number;
+  /** The effective user. */
   readonly uid: number;
+  /** The effective group. */
   readonly gid: number;
 }
 

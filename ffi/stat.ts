@@ -23,11 +23,15 @@ const S_IFSOCK = 0o140000;
 
 /** A file, as far as anyone here wants to know. */
 export interface Stat {
+  /** A pipe without a name is one too. */
   readonly isFifo: boolean;
+  /** A folder. */
   readonly isDirectory: boolean;
+  /** A regular file. */
   readonly isFile: boolean;
   /** As a terminal is. */
   readonly isCharacterDevice: boolean;
+  /** Of any family. */
   readonly isSocket: boolean;
   /** In bytes. */
   readonly size: number;

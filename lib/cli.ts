@@ -6,9 +6,13 @@
 
 /** A flag of the program, or of one of its commands. */
 export interface Flag {
+  /** Without its dash. */
   readonly name: string;
+  /** Whether it takes an argument or is a switch. */
   readonly type: "string" | "bool";
+  /** What it is when it is not given. */
   readonly default: string | boolean;
+  /** A line of the usage. */
   readonly help: string;
   /** A second name of the same flag. */
   readonly alias?: string;
@@ -92,8 +96,14 @@ export type Options = Values<typeof FLAGS>;
 
 /** A command line that cannot be understood; its message says why, and `usage` what could be: the program's, if undefined. */
 export class UsageError extends Error {
+  /** Tells it from other errors by name. */
   override readonly name = "UsageError";
 
+  /**
+   * Tells what is wrong, and what is right.
+   *
+   * @param usage what the user is shown below the message
+   */
   constructor(message: string, readonly usage?: string) {
     super(message);
   }

@@ -4,6 +4,7 @@ import { type Flag, FLAGS, parseFlags, UsageError, usageOfFlags, type Values } f
 
 /** A command, as its help and the manual tell of it. */
 export interface Command {
+  /** The word in the place of a shim's flags. */
   readonly name: string;
   /** What may stand after its flags, as a synopsis has it. */
   readonly operands: string;
@@ -11,6 +12,7 @@ export interface Command {
   readonly summary: string;
   /** What else there is to say: paragraphs. */
   readonly description: readonly string[];
+  /** What may stand behind the word. */
   readonly flags: readonly Flag[];
   /** Exit codes and what they mean, where that is more than what the manual says of all. */
   readonly exits?: readonly (readonly [code: string, meaning: string])[];

@@ -11,8 +11,11 @@ import type { Call } from "./ttrpc/server.ts";
 export interface Subjects {
   /** The container's shim, as containerd knows it. */
   readonly pid: number;
+  /** Those that are being answered. */
   readonly calls: Iterable<Call>;
+  /** The container's, its init first. */
   readonly processes: Iterable<Process>;
+  /** Those on their way to containerd. */
   readonly events: EventQueue;
   /** How often a host of this shim has died, and when and how the last one has: at is in ms since the epoch. */
   readonly crashes: { readonly count: number; readonly at: number; readonly reason: string };

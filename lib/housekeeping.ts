@@ -9,6 +9,7 @@ const CHILDREN = 16;
 
 /** Options of {@link Housekeeping}. */
 export interface HousekeepingOptions {
+  /** Waits for quiet. */
   readonly timer: Timer;
   /** Gives memory back, which takes a while. */
   readonly giveBack: () => void;
@@ -27,6 +28,7 @@ export class Housekeeping {
   #worked = false;
   #timer: Disposable | undefined;
 
+  /** Nothing is given back before there has been work. */
   constructor(options: HousekeepingOptions) {
     this.#options = options;
   }

@@ -4,9 +4,13 @@ import type { Fields, Level, LineOptions, WriteLine } from "./logrus.ts";
 
 /** Where the program tells what it does. Logging never throws and never waits. */
 export interface Logger {
+  /** What only somebody who looks for a fault wants to know: written with -debug alone. */
   debug(message: string, fields?: Fields): void;
+  /** What somebody has asked for: the dump. */
   info(message: string, fields?: Fields): void;
+  /** Something is not as it should be, and has been dealt with. */
   warn(message: string, fields?: Fields): void;
+  /** Something is lost, or an administrator has to do something: MESSAGES.md says what. */
   error(message: string, fields?: Fields): void;
 }
 

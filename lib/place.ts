@@ -9,10 +9,13 @@ import type { Fields } from "./logrus.ts";
 
 /** What shims share. */
 export interface Place {
+  /** The one event loop. */
   readonly poller: Poller;
+  /** Waits on it. */
   readonly timer: Timer;
   /** To be told of work that leaves memory behind, and of a child that it has just been handed to. */
   readonly noteWork: () => void;
+  /** The same for a child that is waited for. */
   readonly noteChild: () => void;
   /** What there is to say of the process in a dump of one shim; what can be seen of it, unless given. */
   readonly describe?: () => string[];

@@ -73,9 +73,13 @@ interface Watched {
 
 /** Options of {@link Reaper}. */
 export interface ReaperOptions {
+  /** Ends what takes too long. */
   readonly timer: Timer;
+  /** Watches pidfds. */
   readonly poller: Poller;
+  /** Told of exits that came in another way than SIGCHLD. */
   readonly log: Logger;
+  /** Starts the children, and reaps them. */
   readonly parent: Parent;
   /** Told that a child has been started that is waited for. */
   readonly onStart: () => void;
@@ -92,6 +96,7 @@ export class Reaper {
   #limitMs: number | undefined;
   #abandoned: { readonly reason: Error | undefined } | undefined;
 
+  /** Knows of no child yet, whatever the parent has. */
   constructor(options: ReaperOptions) {
     this.#options = options;
   }

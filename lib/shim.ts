@@ -44,7 +44,9 @@ const SHUTDOWN_TIMEOUT_MS = 10_000;
 
 /** The process that containerd has started for the container, and what it was started with. */
 export interface Identity {
+  /** Its flags. */
   readonly options: Options;
+  /** What ShimInfo answers. */
   readonly pid: number;
   /** Its working directory, the bundle's. */
   readonly cwd: string;
@@ -62,6 +64,7 @@ export interface Identity {
 
 /** A container that is being created. */
 export interface Creation {
+  /** The container's. */
   readonly id: string;
   /** The runtime's command line, up to a command. */
   readonly runtime: readonly string[];
@@ -71,7 +74,9 @@ export interface Creation {
 
 /** The shim of one container. */
 export class Shim {
+  /** Its lines have the container's id and namespace. */
   readonly log: Logger;
+  /** Knows the container's processes. */
   readonly reaper: Reaper;
   readonly #place: Place;
   readonly #identity: Identity;

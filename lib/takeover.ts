@@ -41,28 +41,43 @@ export interface Past {
 
 /** Calls that are being answered, and those that another process has begun with. */
 export interface Calls {
+  /** The file that they are noted in. */
   readonly file: CallFile;
+  /** Begun with, in the order of their requests. */
   readonly calls: readonly CallRecord[];
+  /** Frames that had come in part. */
   readonly parts: readonly Part[];
 }
 
 /** A shim, as it is taken over. */
 export interface Taken {
+  /** The bundle. */
   readonly folder: string;
+  /** What the other process had open. */
   readonly keeper: KeeperOfAnother;
+  /** What it was answering. */
   readonly calls: Calls;
+  /** What it had written down. */
   readonly recorder: Recorder;
+  /** What it had started of the runtime. */
   readonly commands: Commands;
+  /** Told of the processes that it knew. */
   readonly reaper: Reaper;
+  /** Given the container. */
   readonly service: LazyService;
+  /** Given the calls whose connections are gone. */
   readonly server: Server;
+  /** Given those that containerd has not acknowledged. */
   readonly events: EventQueue;
+  /** Says what is lost. */
   readonly log: Logger;
+  /** Waits. */
   readonly timer: Timer;
   /** Told what the other process has written down. */
   found(record: ShimRecord | undefined): void;
   /** Serves a connection with what has been read of a frame, and calls that have been begun with. */
   serve(fd: number, shelf: Shelf, part: Part | undefined, begun: readonly BegunCall[]): void;
+  /** Deals with a signal that the other process has not said to have dealt with. */
   onSignal(signal: number): void;
   /** Ends it, as it has been told to. */
   end(): Promise<void>;
@@ -159,7 +174,9 @@ function goOn({ calls: { calls, parts, file }, keeper, server, timer, serve }: T
 
 /** How often, and when and how, processes have died that have had a shim; and what the log is to say of the last. */
 export interface Crashes {
+  /** To be written down. */
   readonly crashes: ShimRecord["crashes"];
+  /** Fields of the line; none where nobody has died. */
   readonly line?: Readonly<Record<string, unknown>>;
 }
 

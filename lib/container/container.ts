@@ -23,6 +23,7 @@ const ROOTFS_MODE = 0o711;
 
 /** A container that has been created. */
 export class Container {
+  /** The process that the container was created with, and ends with. */
   readonly init: Init;
   readonly #context: Context;
   readonly #onExit: ExitListener;
@@ -104,6 +105,7 @@ export class Container {
     await mountAll(this.#mounts, rootfs, { timer, run: (options) => reaper.run(options) });
   }
 
+  /** Its init's id. */
   get id(): string {
     return this.init.id;
   }

@@ -9,12 +9,17 @@ import type { Keeper } from "../record/keeper.ts";
 
 /** What a container has from its shim; it outlives it. */
 export interface Context {
+  /** Watches descriptors. */
   readonly poller: Poller;
+  /** Starts programs, and tells how they end. */
   readonly reaper: Reaper;
+  /** Waits. */
   readonly timer: Timer;
+  /** The shim's: each line has the container's id. */
   readonly log: Logger;
   /** Where descriptors are kept that another process would need to go on. */
   readonly keeper: Keeper;
+  /** Runs commands of the OCI runtime, each once. */
   readonly commands: Commands;
   /** Writes down what another process would need to know. */
   readonly save: () => void;

@@ -12,6 +12,7 @@ export interface CriuPlace {
   readonly workdir: string;
   /** Where the log of a failure is kept. */
   readonly bundle: string;
+  /** Told of what could not be kept or removed. */
   readonly log: Logger;
 }
 

@@ -15,7 +15,9 @@ import type { StdioConfig } from "./streams.ts";
 
 /** What an exec process is made from. */
 export interface ExecConfig {
+  /** No other process of the container has it. */
   readonly id: string;
+  /** Where its streams go. */
   readonly stdio: StdioConfig;
   /** The OCI Process, as JSON can write it. */
   readonly spec: Readonly<Record<string, unknown>>;
@@ -33,6 +35,7 @@ export class Exec extends Process {
   readonly #init: Init;
   readonly #onExit: ExitListener;
 
+  /** One that has been added: nothing is started, and no stream open, before {@link start}. */
   constructor(context: Context, config: ExecConfig, init: Init, onExit: ExitListener, initial: State = "created") {
     super(context, config.id, config.stdio, new StateMachine(EXEC, initial));
     this.#config = config;
@@ -59,10 +62,12 @@ export class Exec extends Process {
     };
   }
 
+  /** The path of its pid file. */
   override get scope(): string {
     return this.#pidFile;
   }
 
+  /** Its init's id. */
   override get containerId(): string {
     return this.#init.id;
   }
@@ -73,6 +78,7 @@ export class Exec extends Process {
     return state === "paused" || state === "pausing" ? state : super.state;
   }
 
+  /** Opens its streams, and has the runtime start it; when that fails it has ended, with a status. */
   override start(): Promise<void> {
     return this.serialize("start", () => this.#init.adding(() => this.#start()));
   }
@@ -133,6 +139,7 @@ export class Exec extends Process {
     }
   }
 
+  /** Sends a signal to its own pid: `all` is for a container. */
   override kill(signal: number, _all: boolean): Promise<void> {
     return this.serialize("kill", () => {
       const { commands, reaper, save } = this.context;

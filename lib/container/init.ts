@@ -26,6 +26,7 @@ import type { ProcessStreams, StdioConfig } from "./streams.ts";
 
 /** What an init process is created from. */
 export interface InitConfig {
+  /** The container's id too. */
   readonly id: string;
   /** containerd's. */
   readonly namespace: string;
@@ -33,13 +34,17 @@ export interface InitConfig {
   readonly bundle: string;
   /** Where large temporary data goes. */
   readonly workdir: string;
+  /** Where its streams go. */
   readonly stdio: StdioConfig;
   /** Where the rootfs has been mounted; empty when it is somebody else's. */
   readonly rootfs: string;
+  /** See {@link CreateOptions} of the runtime. */
   readonly noPivotRoot: boolean;
+  /** See {@link CreateOptions} of the runtime. */
   readonly noNewKeyring: boolean;
   /** Who owns the pipes of its streams, and of those of its execs. */
   readonly uid: number;
+  /** Their group. */
   readonly gid: number;
   /** The checkpoint that it is restored from, if it is. */
   readonly checkpoint?: CriuOptions | undefined;
@@ -72,6 +77,7 @@ export class Init extends Process {
   /** How it has ended, as long as that is not told. */
   #ending: ProcessExit | undefined;
 
+  /** One that is to be created: see {@link create}. */
   constructor(
     context: Context,
     config: InitConfig,
@@ -122,14 +128,17 @@ export class Init extends Process {
     };
   }
 
+  /** Its own id. */
   override get containerId(): string {
     return this.id;
   }
 
+  /** Empty: the runtime's commands for the container are for it. */
   override get scope(): string {
     return "";
   }
 
+  /** Known before anything has been written down. */
   protected override get slot(): number {
     return INIT_SLOT;
   }
@@ -139,6 +148,7 @@ export class Init extends Process {
     return this.#runc;
   }
 
+  /** What it was created from. */
   get config(): InitConfig {
     return this.#config;
   }
@@ -168,6 +178,7 @@ export class Init extends Process {
     });
   }
 
+  /** Has the runtime start what it has created, or restore what has been checkpointed. */
   override start(): Promise<void> {
     return this.serialize("start", async () => {
       await (this.machine.state === "createdCheckpoint" ? this.#restore() : this.#start());
@@ -255,6 +266,7 @@ export class Init extends Process {
     return { workPath, workdir, bundle, log: this.context.log };
   }
 
+  /** Has the runtime send a signal, to all of the container if so wanted. */
   override kill(signal: number, all: boolean): Promise<void> {
     return this.serialize("kill", async () => {
       if (this.exit !== undefined && !all && !this.hasBegun) this.alreadyFinished();

@@ -90,6 +90,7 @@ export class Logger {
     return logger;
   }
 
+  /** 0 before it has been started. */
   get pid(): number {
     return this.#pid;
   }

@@ -27,10 +27,15 @@ export function stateOf({ state }: Pick<ProcessRecord, "state">): State {
 
 /** A process of a container. */
 export abstract class Process {
+  /** No other process of the container has it. */
   readonly id: string;
+  /** Where its streams go, as containerd has said. */
   readonly stdio: StdioConfig;
+  /** The shim's. */
   protected readonly context: Context;
+  /** What it may do now. */
   protected readonly machine: StateMachine;
+  /** None before its start, and when all are closed. */
   protected streams: ProcessStreams | undefined;
   #pid = 0;
   #stdinClosed = false;
@@ -40,6 +45,11 @@ export abstract class Process {
   /** Whether its streams have been opened by another process, for a start that goes on here. */
   #hasStreams = false;
 
+  /**
+   * A process that has no pid yet.
+   *
+   * @param machine its states, with the one that it begins in
+   */
   constructor(context: Context, id: string, stdio: StdioConfig, machine: StateMachine) {
     this.context = context;
     this.id = id;
@@ -101,6 +111,7 @@ export abstract class Process {
     this.#pid = pid;
   }
 
+  /** Where it is in its life. */
   get state(): State {
     return this.machine.state;
   }
@@ -231,7 +242,11 @@ export abstract class Process {
     return turn;
   }
 
-  /** @throws {StatusError} NOT_FOUND */
+  /**
+   * Refuses what only a process that runs can be asked.
+   *
+   * @throws {StatusError} NOT_FOUND
+   */
   protected alreadyFinished(): never {
     throw new StatusError(Code.NOT_FOUND, "process already finished");
   }

@@ -9,7 +9,9 @@ import type { Run } from "../reaper.ts";
 
 /** A mount as containerd describes it. */
 export interface Mount {
+  /** As mount(2) has it; empty for a bind. */
   readonly type: string;
+  /** A device, a folder, or a word that the filesystem knows. */
   readonly source: string;
   /** As in fstab(5), one word each. */
   readonly options: readonly string[];
@@ -91,7 +93,9 @@ function parseOptions(options: readonly string[]): ParsedOptions {
 
 /** What mounting needs of the process it is done in. */
 export interface MountOptions {
+  /** Waits before what is busy is unmounted again. */
   readonly timer: Timer;
+  /** Runs mount programs: fuse3.NAME. */
   readonly run: Run;
 }
 

@@ -24,7 +24,8 @@ export type Action =
   | "kill"
   | "resize";
 
-interface Rules {
+/** What a state allows. */
+export interface Rules {
   /** The states that can come next. */
   readonly next: readonly State[];
   /** What is allowed. */
@@ -93,16 +94,24 @@ export class StateMachine {
   readonly #table: Readonly<Partial<Record<State, Rules>>>;
   #state: State;
 
+  /**
+   * A process that begins in a state.
+   *
+   * @param table the states that there are, with what each allows
+   */
   constructor(table: Readonly<Partial<Record<State, Rules>>>, initial: State = "created") {
     this.#table = table;
     this.#state = initial;
   }
 
+  /** Where the process is now. */
   get state(): State {
     return this.#state;
   }
 
   /**
+   * Sees to it that the state allows an action.
+   *
    * @throws {StatusError} FAILED_PRECONDITION when the state does not allow it; NOT_FOUND of what has been deleted
    */
   require(action: Action): void {
@@ -119,7 +128,11 @@ export class StateMachine {
     return this.#rules().next.includes(state);
   }
 
-  /** @throws {StatusError} INTERNAL when the table has no such transition: a mistake of the program */
+  /**
+   * Goes on to another state.
+   *
+   * @throws {StatusError} INTERNAL when the table has no such transition: a mistake of the program
+   */
   become(state: State): void {
     if (!this.canBecome(state)) {
       throw new StatusError(

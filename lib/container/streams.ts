@@ -7,22 +7,29 @@ import type { Context } from "./context.ts";
 
 /** Where a process's streams go, as containerd says it: a path or a URI each, empty for none. */
 export interface StdioConfig {
+  /** What input comes from: a FIFO. */
   readonly stdin: string;
+  /** What output goes to: a FIFO, a file, or a URI. */
   readonly stdout: string;
+  /** The same for errors; nothing with a terminal. */
   readonly stderr: string;
+  /** Whether all three are one terminal. */
   readonly terminal: boolean;
 }
 
 /** What streams need to know of their process. */
 export interface StdioOptions {
+  /** The shim's. */
   readonly context: Context;
   /** The process's id, for a logger. */
   readonly id: string;
+  /** containerd's, for a logger. */
   readonly namespace: string;
   /** The working directory of a logger. */
   readonly bundle: string;
   /** Who owns the pipes, so that a process that is not root can open /dev/stdout again. */
   readonly uid: number;
+  /** Their group. */
   readonly gid: number;
   /** Where its descriptors are kept; the streams' from then on. */
   readonly shelf: Shelf;

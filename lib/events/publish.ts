@@ -14,6 +14,7 @@ export interface PublisherOptions {
   readonly address: string;
   /** The containerd program. */
   readonly binary: string;
+  /** Runs the program. */
   readonly run: Run;
 }
 

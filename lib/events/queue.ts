@@ -5,8 +5,11 @@ import type { Logger } from "../log.ts";
 
 /** An event as containerd's event service takes it. */
 export interface Envelope {
+  /** When it happened. */
   readonly at: Date;
+  /** containerd's. */
   readonly namespace: string;
+  /** What it is about: /tasks/exit. */
   readonly topic: string;
   /** The type's full name, which containerd's Any carries instead of a URL. */
   readonly type: string;
@@ -49,7 +52,11 @@ export class EventQueue {
 
   readonly #onSent: () => void;
 
-  /** @param onSent told that an event has been acknowledged */
+  /**
+   * An empty queue.
+   *
+   * @param onSent told that an event has been acknowledged
+   */
   constructor(publisher: Publisher, timer: Timer, log: Logger, onSent: () => void = () => {}) {
     this.#onSent = onSent;
     this.#publisher = publisher;

@@ -27,6 +27,7 @@ export type HolderListener = (message: FromHolder | undefined, descriptors: read
 
 /** What {@link Holder} and the others of its host share. */
 export interface HolderOptions {
+  /** Watches their connections. */
   readonly poller: Poller;
   /** A descriptor of /dev/null; stays the caller's. */
   readonly devNull: number;
@@ -61,9 +62,10 @@ interface Outgoing {
 
 /** A holder, or a process that wants to become one. */
 export class Holder implements Parent {
-  readonly delayMs = NEWS_MS;
+  /** See {@link Parent}. */
+  readonly delayMs: number = NEWS_MS;
   /** PATH of the environment that it was started with: that of its children. */
-  path = DEFAULT_PATH;
+  path: string = DEFAULT_PATH;
   readonly #socket: number;
   readonly #options: HolderOptions;
   readonly #listener: HolderListener;
@@ -88,6 +90,8 @@ export class Holder implements Parent {
   #isAnothers = false;
 
   /**
+   * Listens to a holder.
+   *
    * @param socket its connection, nonblocking; this object's from then on
    * @param pid its process
    * @throws {SystemError} when it cannot be watched; it is closed then

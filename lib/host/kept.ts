@@ -12,11 +12,17 @@ const FIRST = 8;
 
 /** What a holder keeps. */
 export class KeptByHolder implements KeeperOfAnother {
+  /** Who keeps them. */
   readonly holder: Holder;
   /** What the holder has brought from its last host, by number, and nobody has asked for yet. */
   readonly #brought = new Map<number, number>();
   readonly #slots = new Set<number>([SHIM_SLOT, INIT_SLOT]);
 
+  /**
+   * A holder's descriptors.
+   *
+   * @param holder keeps nothing yet but what it is about to bring
+   */
   constructor(holder: Holder) {
     this.holder = holder;
   }
@@ -66,6 +72,7 @@ export class KeptByHolder implements KeeperOfAnother {
   /** Numbers that the holder is yet to be told to drop: those that are given up at once, it is told at once. */
   readonly #dropped: number[] = [];
 
+  /** Has the holder close what it keeps by a number: in one message with all that are dropped in this turn. */
   drop(number: number): void {
     if (this.#dropped.push(number) === 1) queueMicrotask(() => this.#tellDropped());
   }
@@ -74,21 +81,25 @@ export class KeptByHolder implements KeeperOfAnother {
     if (this.#dropped.length > 0) this.holder.drop(this.#dropped.splice(0));
   }
 
+  /** Has the holder keep a duplicate of a descriptor. */
   keep(number: number, fd: number): void {
     this.#tellDropped();
     this.holder.keep(number, fd);
   }
 
+  /** Has the holder open a path, and keep it; the descriptor that comes is the caller's. */
   open(number: number, path: string, flags: number, first?: number): Promise<number> {
     this.#tellDropped();
     return this.holder.open(number, path, flags, first);
   }
 
+  /** Has the holder accept a connection, and keep it; the descriptor that comes is the caller's. */
   accept(number: number, from: number): Promise<number> {
     this.#tellDropped();
     return this.holder.accept(number, from);
   }
 
+  /** Has a place be free for another. */
   giveUp(slot: number): void {
     if (slot > INIT_SLOT) this.#slots.delete(slot);
   }

@@ -5,7 +5,7 @@
 
 import { cstring } from "../../ffi/libc.ts";
 import type { ChildOptions } from "../../ffi/process.ts";
-import { count, object, type Of, text } from "../record/schema.ts";
+import { count, object, type Schema, text } from "../record/schema.ts";
 
 /** The first words of what a holder says, and of what a host does. */
 const FROM_HOLDER = { join: 1, go: 2, signalled: 3, exited: 4, spawned: 5, held: 6 } as const;
@@ -73,6 +73,7 @@ export const MAX_MESSAGE = 1 << 18;
 
 /** What a process that wants to become a holder was started with. */
 export interface Join {
+  /** The first message of all. */
   readonly kind: "join";
   /** Tells the build of its executable. */
   readonly build: bigint;
@@ -80,6 +81,7 @@ export interface Join {
   readonly entered: bigint;
   /** How many containers a host may have, with its own. */
   readonly group: number;
+  /** Its working directory: the bundle. */
   readonly cwd: string;
   /** argv, without the first. */
   readonly args: readonly string[];
@@ -97,8 +99,11 @@ export interface Join {
 
 /** A child that a holder has started, or could not: the error is errno(3), 0 for none. */
 export interface Spawned {
+  /** What the host has numbered it with. */
   readonly serial: number;
+  /** 0 where it could not be started. */
   readonly pid: number;
+  /** errno(3), 0 for none. */
   readonly error: number;
 }
 
@@ -218,21 +223,36 @@ export function upgradeRequest(build: bigint, goes: boolean): Uint8Array<ArrayBu
 }
 
 /** What a host says of itself, as JSON. */
-export const aboutHost = object({
-  pid: count,
+export interface AboutHost {
+  /** Its own. */
+  readonly pid: number;
   /** A number that is too large for one of JSON's. */
+  readonly build: string;
+  /** The version of the records that it reads and writes. */
+  readonly recordVersion: number;
+  /** How many it has. */
+  readonly containers: number;
+  /** How many have gone to a host of the other build. */
+  readonly moved: number;
+  /** How many have not. */
+  readonly stayed: number;
+}
+
+/** Reads an {@link AboutHost}. */
+export const aboutHost: Schema<AboutHost> = object({
+  pid: count,
   build: text,
   recordVersion: count,
   containers: count,
-  /** How many have gone to a host of the other build, and have not. */
   moved: count,
   stayed: count,
 });
 
-/** See {@link aboutHost}. */
-export type AboutHost = Of<typeof aboutHost>;
-
-/** What is a number at most. */
+/**
+ * What is a number at most.
+ *
+ * @internal its words are those of the table above
+ */
 export type Simple = Exclude<keyof typeof FROM_HOST, "spawn" | "drop" | "accept" | "open" | "move">;
 
 /** An order of a kind, with its number, and what stands behind it. */

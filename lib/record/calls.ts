@@ -24,9 +24,11 @@ const MOST_ROOM = 1 << 24;
 
 /** A call as it is found again. */
 export interface CallRecord {
+  /** No other call of the file has it. */
   readonly id: number;
   /** The place of its connection. */
   readonly connection: number;
+  /** Its stream on that connection: ttrpc's. */
   readonly stream: number;
   /** When its request was read, in ms since the epoch. */
   readonly at: number;
@@ -34,12 +36,15 @@ export interface CallRecord {
   readonly tries: number;
   /** Whether it has its answer, and is only not at its end. */
   readonly isAnswered: boolean;
+  /** The request, as it came. */
   readonly payload: Uint8Array<ArrayBuffer>;
 }
 
 /** The part of a frame that has been read. */
 export interface Part {
+  /** The place of its connection. */
   readonly connection: number;
+  /** From the beginning of its header. */
   readonly bytes: Uint8Array<ArrayBuffer>;
   /** How much has been passed over of what comes behind it. */
   readonly passed: number;
@@ -52,6 +57,7 @@ interface Entry {
 
 /** The file. */
 export class CallFile {
+  /** Whoever made or opened the file closes it. */
   readonly fd: number;
   #end = MAGIC.length;
   readonly #free: Entry[] = [];

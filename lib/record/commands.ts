@@ -21,11 +21,13 @@ export interface CommandOptions extends RunOptions {
 export interface Outcome {
   /** As {@link Exit} has it. */
   readonly status: number;
+  /** How much was in the runtime's log before, in bytes. */
   readonly logged: number;
 }
 
 /** Where commands are run. */
 export interface Runner {
+  /** Starts a program, and waits for its end. */
   run(options: RunOptions): Promise<Exit>;
   /** Waits for the end of a child that another process has had started. */
   runOn(pid: number, onExit: (exit: Exit) => void): Promise<Exit>;
@@ -48,6 +50,11 @@ export class Commands {
   readonly #runner: Runner;
   readonly #entries = new Set<Entry>();
 
+  /**
+   * None has been started yet.
+   *
+   * @param runner starts what has not been started
+   */
   constructor(runner: Runner) {
     this.#runner = runner;
   }
@@ -153,6 +160,7 @@ export class Commands {
     }
   }
 
+  /** What another process needs, so as not to start them again. */
   get records(): CommandRecord[] {
     return [...this.#entries].map(({ key, scope, serial, pid, logged, status }) => ({
       key,

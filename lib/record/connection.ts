@@ -13,6 +13,8 @@ export class KeptConnection implements Conn {
   readonly passed: number | undefined;
 
   /**
+   * Notes what has been read of a connection.
+   *
    * @param connection one that peeks
    * @param number what it is known by among the calls
    * @param part what another process has read of a frame
@@ -25,10 +27,12 @@ export class KeptConnection implements Conn {
     this.passed = part?.passed;
   }
 
+  /** Reads what has not been taken: see {@link Conn}. */
   read(buffer: Uint8Array): Promise<number | null> {
     return this.#connection.read(buffer);
   }
 
+  /** Writes some of it: see {@link Conn}. */
   write(buffer: Uint8Array): Promise<number> {
     return this.#connection.write(buffer);
   }
@@ -49,10 +53,12 @@ export class KeptConnection implements Conn {
     this.#calls.passOver(this.#number, header, passed);
   }
 
+  /** Forgets the part of a frame that was kept. */
   endPart(): void {
     this.#calls.endPart(this.#number);
   }
 
+  /** Closes the connection, and forgets the part. */
   close(): void {
     this.#calls.endPart(this.#number);
     this.#connection.close();

@@ -134,15 +134,54 @@ const record = object({
   unclaimed: list(object({ pid: count, status: count, at: time })),
 });
 
+/**
+ * The container, from the call that creates it to the one that deletes it.
+ *
+ * @internal its fields are those of the schema above
+ */
 export type ContainerRecord = Of<typeof container>;
+/**
+ * Its init process.
+ *
+ * @internal its fields are those of the schema above
+ */
 export type InitRecord = Of<typeof init>;
+/**
+ * A process that has been added.
+ *
+ * @internal its fields are those of the schema above
+ */
 export type ExecRecord = Of<typeof exec>;
+/**
+ * What both have.
+ *
+ * @internal its fields are those of the schema above
+ */
 export type ProcessRecord = Pick<InitRecord, keyof typeof process>;
+/**
+ * Standard streams that are open.
+ *
+ * @internal its fields are those of the schema above
+ */
 export type StreamsRecord = Of<typeof streams>;
+/**
+ * A command of the runtime that has been started.
+ *
+ * @internal its fields are those of the schema above
+ */
 export type CommandRecord = Of<typeof command>;
+/**
+ * What a call has been, or is to be, answered.
+ *
+ * @internal its fields are those of the schema above
+ */
 export type AnswerRecord = Of<typeof answer>;
 
-/** All of it. */
+/**
+ * All of it.
+ *
+ * @internal its fields are those of the schema above
+ */
 export type ShimRecord = Of<typeof record>;
 
 /** A record as text: a line that says what follows, then that. */

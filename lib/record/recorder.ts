@@ -22,7 +22,9 @@ const SPARE = ".before";
 export interface RecorderOptions {
   /** The bundle's folder. */
   readonly folder: string;
+  /** Where each call is noted. */
   readonly calls: CallFile;
+  /** Told once when nothing can be written. */
   readonly log: Logger;
   /** See {@link Poller.afterTurn}. */
   readonly afterTurn: (callback: () => void) => void;
@@ -38,6 +40,7 @@ export class Recorder implements Journal {
   readonly #answers = new Map<number, AnswerRecord>();
   #hasFailed = false;
 
+  /** Writes nothing before something has changed. */
   constructor(options: RecorderOptions) {
     this.#options = options;
     this.#path = `${options.folder}/${RECORD_FILE}`;

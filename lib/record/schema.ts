@@ -10,16 +10,19 @@ function fail(path: string, expected: string): never {
   throw new Error(`${path} is not ${expected}`);
 }
 
-export const text: Schema<string> = (value, path) => typeof value === "string" ? value : fail(path, "a text");
+/** Any string. */
+export const text: Schema<string> = (value, path): string => typeof value === "string" ? value : fail(path, "a text");
 
-export const flag: Schema<boolean> = (value, path) => typeof value === "boolean" ? value : fail(path, "true or false");
+/** true or false. */
+export const flag: Schema<boolean> = (value, path): boolean =>
+  typeof value === "boolean" ? value : fail(path, "true or false");
 
 /** A whole number that is not negative. */
-export const count: Schema<number> = (value, path) =>
+export const count: Schema<number> = (value, path): number =>
   Number.isSafeInteger(value) && value as number >= 0 ? value as number : fail(path, "a count");
 
 /** A point in time, in ms since the epoch. */
-export const time: Schema<number> = (value, path) =>
+export const time: Schema<number> = (value, path): number =>
   Number.isFinite(value) && Math.abs(value as number) < 8.64e15 ? value as number : fail(path, "a time");
 
 /** One of some words. */
@@ -28,11 +31,12 @@ export function word<const T extends string>(words: readonly T[]): Schema<T> {
 }
 
 /** Any JSON object. */
-export const json: Schema<Readonly<Record<string, unknown>>> = (value, path) =>
+export const json: Schema<Readonly<Record<string, unknown>>> = (value, path): Readonly<Record<string, unknown>> =>
   typeof value === "object" && value !== null && !Array.isArray(value)
     ? value as Record<string, unknown>
     : fail(path, "an object");
 
+/** Any number of one type. */
 export function list<T>(of: Schema<T>): Schema<T[]> {
   return (value, path) =>
     Array.isArray(value) ? value.map((each, i) => of(each, `${path}[${i}]`)) : fail(path, "a list");
@@ -43,8 +47,10 @@ export function maybe<T>(of: Schema<T>): Schema<T | undefined> {
   return (value, path) => value === undefined ? undefined : of(value, path);
 }
 
-type Shape = Readonly<Record<string, Schema<unknown>>>;
-type Shaped<S extends Shape> = { readonly [K in keyof S]: Of<S[K]> };
+/** What fields an object has. */
+export type Shape = Readonly<Record<string, Schema<unknown>>>;
+/** The type that a {@link Shape} is of. */
+export type Shaped<S extends Shape> = { readonly [K in keyof S]: Of<S[K]> };
 
 /** An object with these fields and no others. */
 export function object<S extends Shape>(shape: S): Schema<Shaped<S>> {

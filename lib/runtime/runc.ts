@@ -19,6 +19,7 @@ export interface CommandOptions extends RunOptions {
 
 /** How a command has ended, and how much was in the log before, which another process may have seen. */
 export interface Outcome extends Pick<Exit, "status"> {
+  /** In bytes; what this process has seen, unless given. */
   readonly logged?: number;
 }
 
@@ -34,17 +35,24 @@ export interface RuncOptions {
   readonly systemdCgroup?: boolean;
   /** The working directory of its commands, where it writes its log to, as JSON (`--log`). */
   readonly cwd: string;
+  /** Runs a command: whose child it is, is not for the runtime to know. */
   readonly run: (options: CommandOptions) => Promise<Outcome>;
 }
 
 /** A runtime command that failed. The message is the runtime's own last error, or why it could not be started. */
 export class RuntimeError extends Error {
+  /** Tells it from other errors by name. */
   override readonly name = "RuntimeError";
   /** Whether it was ended by a signal: what it had done by then is done. */
   readonly killed: boolean;
   /** Whether it failed because the runtime has no such container. */
   readonly noContainer: boolean;
 
+  /**
+   * How a command has failed.
+   *
+   * @param options whether it was killed, or had no such container: neither, unless given
+   */
   constructor(
     message: string,
     { killed = false, noContainer = false, ...options }: ErrorOptions & {
@@ -72,16 +80,21 @@ export type ProcessStdio =
 
 /** Options of {@link Runc.create}. */
 export interface CreateOptions {
+  /** The process's standard streams. */
   readonly stdio: ProcessStdio;
   /** Where the runtime writes the pid of the process. */
   readonly pidFile: string;
+  /** `--no-pivot`: chroot instead, for a rootfs in memory. */
   readonly noPivotRoot?: boolean;
+  /** `--no-new-keyring`: the session keyring of whoever starts the runtime. */
   readonly noNewKeyring?: boolean;
 }
 
 /** Options of {@link Runc.exec}. */
 export interface ExecOptions {
+  /** The process's standard streams. */
   readonly stdio: ProcessStdio;
+  /** Where the runtime writes the pid of the process. */
   readonly pidFile: string;
   /** The file with the OCI Process as JSON. */
   readonly process: string;
@@ -93,10 +106,13 @@ export interface CriuOptions {
   readonly imagePath: string;
   /** The folder that CRIU works in and leaves its log in; the runtime's choice unless given. */
   readonly workPath?: string;
+  /** `--tcp-established`: with connections that are open. */
   readonly tcpEstablished?: boolean;
+  /** `--ext-unix-sk`: with Unix sockets whose other end is outside. */
   readonly externalUnixSockets?: boolean;
   /** Whether the processes may share a terminal, or a session, with others (`--shell-job`). */
   readonly shellJob?: boolean;
+  /** `--file-locks`: with locks on files. */
   readonly fileLocks?: boolean;
   /** `soft`, `full` or `strict`; CRIU's default when empty. */
   readonly manageCgroupsMode?: string;
@@ -124,6 +140,7 @@ const READING_TIMEOUT_MS = 10_000;
 export class Runc {
   readonly #options: RuncOptions;
 
+  /** Runs nothing. */
   constructor(options: RuncOptions) {
     this.#options = options;
   }

@@ -17,6 +17,7 @@ export const SERVICE = "containerd.runtime.linux.shim.v1.Shim";
 
 /** What is loaded: the methods but ShimInfo, and what the shim wants of the service besides. */
 export interface Loaded {
+  /** Handlers by name. */
   readonly methods: ReadonlyMap<string, Handler>;
   /** The container's processes, for whoever wants to look. */
   readonly processes: Process[];
@@ -58,6 +59,7 @@ export class LazyService {
   #loading: Promise<Loaded> | undefined;
   #loaded: Loaded | undefined;
 
+  /** Loads nothing but what ShimInfo takes. */
   constructor(options: LazyServiceOptions) {
     this.#options = options;
     this.services = new Map([[SERVICE, { get: (method) => this.#handler(method) }]]);
@@ -68,6 +70,7 @@ export class LazyService {
     return this.#loading ??= this.#options.load().then((loaded) => this.#loaded = loaded);
   }
 
+  /** The container's processes; none before the first call. */
   get processes(): Process[] {
     return this.#loaded?.processes ?? [];
   }
@@ -77,7 +80,11 @@ export class LazyService {
     return this.#loaded?.record;
   }
 
-  /** @throws {Error} when something is left of the container */
+  /**
+   * Ends the container, if there is one.
+   *
+   * @throws {Error} when something is left of the container
+   */
   async end(): Promise<void> {
     await (await this.#loading)?.end();
   }

@@ -25,13 +25,17 @@ const { Empty } = google.protobuf;
 
 /** What the shim was started with, as far as its service needs it. */
 export interface ServiceConfig {
+  /** containerd's. */
   readonly namespace: string;
   /** The bundle's directory. */
   readonly cwd: string;
   /** Where large temporary data goes. */
   readonly workdir: string;
+  /** The flag -runtime-root. */
   readonly runtimeRoot: string;
+  /** The flag -criu. */
   readonly criu: string;
+  /** The flag -systemd-cgroup. */
   readonly systemdCgroup: boolean;
 }
 
@@ -50,6 +54,7 @@ interface Encoder<T> {
 
 /** Where answers are written down together with what a call has changed, if they are. */
 export interface Committer {
+  /** Writes the answer down before it is sent. */
   commit(call: number | undefined, answer: Omit<AnswerRecord, "call">): void;
   /** The answer that another process has found. */
   answerOf(call: number | undefined): AnswerRecord | undefined;
@@ -64,6 +69,7 @@ interface Change<Response> {
 
 /** The service for one container. ShimInfo is answered before this is there: see lazy.ts. */
 export class ShimService implements Loaded {
+  /** See {@link Loaded}. */
   readonly methods: ReadonlyMap<string, Handler>;
   readonly #context: Context;
   readonly #config: ServiceConfig;
@@ -76,6 +82,7 @@ export class ShimService implements Loaded {
   #unmade: Container | undefined;
   readonly #committer: Committer | undefined;
 
+  /** One without a container: {@link restore} gives it what there was. */
   constructor(context: Context, config: ServiceConfig, events: EventQueue, committer?: Committer) {
     this.#context = context;
     this.#committer = committer;

@@ -26,12 +26,19 @@ const E_TYPE = 16,
 
 /** One program header, `Elf64_Phdr`; addresses are relative to where the file is loaded. */
 export interface ProgramHeader {
+  /** `p_type`: PT_LOAD and others. */
   type: number;
+  /** `p_flags`: PF_R, PF_W, PF_X. */
   flags: number;
+  /** Where it begins in the file. */
   offset: bigint;
+  /** Where it begins in memory. */
   address: bigint;
+  /** What there is of it in the file, in bytes. */
   fileSize: bigint;
+  /** What there is of it in memory: the rest is zeros. */
   memorySize: bigint;
+  /** `p_align`, a power of two. */
   align: bigint;
 }
 
@@ -43,6 +50,7 @@ export interface Elf {
   type: number;
   /** Address of the first instruction, `e_entry`. */
   entry: bigint;
+  /** In the order of the file. */
   programHeaders: ProgramHeader[];
 }
 

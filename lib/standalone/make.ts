@@ -32,7 +32,7 @@ const ROOT = decodeURIComponent(new URL("../../", import.meta.url).pathname);
  * everything is collected, and pages go back to the kernel, is for ffi/memory.ts to say, so there is no reducer of V8's own,
  * with timers of its own; what has been compiled stays, so that no call has to wait for it a second time.
  */
-export const V8_FLAGS = "--v8-flags=" + [
+export const V8_FLAGS: string = "--v8-flags=" + [
   "--single-threaded",
   "--no-enable-lazy-source-positions",
   "--max-semi-space-size=1",

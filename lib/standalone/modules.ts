@@ -7,7 +7,9 @@
 
 /** A module: its file's name, and its text. */
 export interface Module {
+  /** With its extension, without a folder. */
   readonly name: string;
+  /** A script, for {@link link} to put together. */
   readonly text: string;
 }
 

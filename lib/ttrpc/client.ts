@@ -47,7 +47,11 @@ export class Client implements Disposable {
   /** Resolves when the connection is closed, by either side; never rejects. */
   readonly closed: Promise<void> = this.#closed.promise;
 
-  /** @param conn belongs to the client from now on, which closes it when the peer does */
+  /**
+   * Begins to read.
+   *
+   * @param conn belongs to the client from now on, which closes it when the peer does
+   */
   constructor(conn: Conn) {
     this.#conn = conn;
     this.#writer = new FrameWriter(conn, (error) => this.#onBroken(error));

@@ -8,6 +8,7 @@ const MAX_TIMER_MS = 10_000;
 export interface Deadline {
   /** On the clock of `performance.now()`, in ms. */
   readonly atMs: number;
+  /** Called once, unless it is removed before. */
   readonly onPassed: () => void;
 }
 

@@ -42,6 +42,7 @@ export interface Conn extends Pick<Deno.Conn, "read" | "write" | "close"> {
   take?(count: number): void;
   /** Given more of a frame of so many bytes, which is to be kept until {@link endPart}, and is taken then. */
   keepPart?(bytes: Uint8Array, total: number): void;
+  /** Forgets what was kept: the frame has been dealt with. */
   endPart?(): void;
   /** Given the header of a frame that is passed over, and how much of its payload has been; until {@link endPart}. */
   passOver?(header: Uint8Array, passed: number): void;
@@ -202,7 +203,11 @@ export class FrameWriter {
   #stopped = false;
   #waiting: { limit: number; resolve: () => void }[] = [];
 
-  /** @param onError told once when a write fails; what was queued is gone, and so is all that is appended later */
+  /**
+   * Writes to a connection, which nobody else writes to.
+   *
+   * @param onError told once when a write fails; what was queued is gone, and so is all that is appended later
+   */
   constructor(conn: Conn, onError: (error: unknown) => void) {
     this.#conn = conn;
     this.#onError = onError;

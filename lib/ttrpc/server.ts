@@ -26,7 +26,9 @@ const RESPONSE_PAYLOAD = 2;
 
 /** A request that is being answered. */
 export interface Call {
+  /** The full name of the service. */
   readonly service: string;
+  /** The name in the service. */
   readonly method: string;
   /** When the request was read, on the clock of `performance.now()`, in ms. */
   readonly startedAt: number;
@@ -77,8 +79,11 @@ export interface Journal {
 
 /** A call that another process has begun with. */
 export interface BegunCall {
+  /** What the journal knows it by. */
   readonly id: number;
+  /** What its answer goes to. */
   readonly stream: number;
+  /** As it came: the message Request. */
   readonly request: Uint8Array;
   /** When its request was read, on the clock of `performance.now()`, in ms. */
   readonly startedAt: number;
@@ -107,6 +112,7 @@ export interface ServerOptions {
    * connection other than that its peer went away. Must not throw.
    */
   readonly onError?: (error: unknown, call?: Call) => void;
+  /** Told of calls that take longer than their handler's first await. */
   readonly journal?: Journal | undefined;
   /** Told of each call whose reply, or error, has just been queued. Must not throw. */
   readonly onAnswer?: ((call: Call) => void) | undefined;
@@ -124,7 +130,11 @@ export class Server {
   readonly #connections = new Set<Connection>();
   #stopping = false;
 
-  /** @param services all that can be called; looked up at each request */
+  /**
+   * Serves nothing before it is given a connection.
+   *
+   * @param services all that can be called; looked up at each request
+   */
   constructor(services: Services, options: ServerOptions = {}) {
     this.#shared = {
       services,

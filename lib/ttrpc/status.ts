@@ -24,12 +24,15 @@ export type Code = typeof Code[keyof typeof Code];
 
 /** An error that crosses the socket: thrown by a handler, it is the answer; received by a client, it is what `call` rejects with. */
 export class StatusError extends Error {
+  /** Tells it from other errors by name. */
   override readonly name = "StatusError";
 
   /** What kind of failure this is; the message says the rest. */
   readonly code: Code;
 
   /**
+   * A failure, and what it is to be told as.
+   *
    * @param code any code but OK, which a peer would take for success
    * @param message the sentence that the peer sees
    */
