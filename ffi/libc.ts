@@ -1,5 +1,6 @@
 /**
- * The C library: symbols, errno and strings.
+ * The C library: symbols, errno and strings. All of its calls, and all layouts of the kernel's, are in this folder, which knows
+ * nothing of what they are made for; a descriptor is the caller's, unless a comment says otherwise.
  *
  * `Deno.dlopen` compiles a trampoline for each function (0.2 ms apiece), which a process that lives for one container
  * never earns back, of most. So functions are taken as addresses and called through `Deno.UnsafeFnPointer`: 0.01 ms each to

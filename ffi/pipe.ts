@@ -42,6 +42,18 @@ export function pipe(): Pipe {
 /**
  * Moves up to `length` bytes from one descriptor to another, one of them a pipe, without waiting.
  *
+ * ```ts
+ * import { assertEquals } from "@std/assert";
+ * import * as fds from "./fd.ts";
+ *
+ * const from = pipe();
+ * const to = pipe();
+ * fds.write(from.write, new TextEncoder().encode("output"));
+ * assertEquals(splice(from.read, to.write, 1 << 20), 6);
+ * assertEquals([unreadBytes(from.read), unreadBytes(to.read)], [0, 6]);
+ * for (const fd of [from.read, from.write, to.read, to.write]) fds.close(fd);
+ * ```
+ *
  * @returns how many; 0 when the input is at its end and has no writer; -1 when the input is empty or the output full
  * @throws {SystemError} EPIPE when the output has no reader
  */

@@ -61,7 +61,24 @@ interface Watch {
   readonly callback: Callback;
 }
 
-/** Waits for descriptors. They stay their owners', who call {@link remove} before they close one. */
+/**
+ * Waits for descriptors. They stay their owners', who call {@link remove} before they close one.
+ *
+ * ```ts
+ * import { assertEquals } from "@std/assert";
+ * import * as fds from "./fd.ts";
+ * import { pipe } from "./pipe.ts";
+ *
+ * const poller = await Poller.open((error) => console.error(error));
+ * const { read, write } = pipe();
+ * const readable = new Promise<number>((resolve) => poller.add(read, Event.IN, resolve));
+ * fds.write(write, new Uint8Array([42]));
+ * assertEquals(await readable, Event.IN);
+ * poller.remove(read);
+ * fds.close(read);
+ * fds.close(write);
+ * ```
+ */
 export class Poller {
   readonly #epoll: number;
   readonly #waker: Deno.Conn;

@@ -122,6 +122,21 @@ export function parse(args: readonly string[]): Options | undefined {
 /**
  * Reads arguments by a table of flags, up to the first that is no flag.
  *
+ * ```ts
+ * import { assertEquals, assertThrows } from "@std/assert";
+ *
+ * const flags = [
+ *   { name: "debug", type: "bool", default: false, help: "say more" },
+ *   { name: "root", type: "string", default: "/run", help: "a folder" },
+ * ] as const;
+ * assertEquals(parseFlags(flags, ["--root", "/srv", "-debug=true", "c1"]), {
+ *   values: { debug: true, root: "/srv" },
+ *   rest: ["c1"],
+ * });
+ * assertEquals(parseFlags(flags, ["-h"]), undefined);
+ * assertThrows(() => parseFlags(flags, ["-root"]), UsageError, "flag needs an argument: -root");
+ * ```
+ *
  * @returns the values and the arguments that are left; undefined when help was asked for
  * @throws {UsageError}
  */

@@ -34,7 +34,21 @@ const MESSAGE = "\0message";
 const AT = "\0at";
 const WRITE = "\0write";
 
-/** Lines in logrus's text format, by LogTape. */
+/**
+ * Lines in logrus's text format, by LogTape.
+ *
+ * ```ts
+ * import { assertEquals } from "@std/assert";
+ *
+ * let written = "";
+ * const log = logrus({ write: (line) => written += line, fields: { id: "c1" } });
+ * log("warning", 0, "a logger has ended", { pid: 7, error: new Error("no such file") });
+ * assertEquals(
+ *   written,
+ *   'time="1970-01-01T00:00:00.000Z" level=warning msg="a logger has ended" error="no such file" id=c1 pid=7\n',
+ * );
+ * ```
+ */
 export function logrus(options: LineOptions): WriteLine {
   if (getConfig() === null) configure();
   const logger = getLogger("shim").with({ ...options.fields, [WRITE]: options.write });

@@ -37,13 +37,21 @@ export function readReport(xml: string): Case[] {
   });
 }
 
-/** The failed ones, each with the command that runs it alone. */
-export function failures(cases: readonly Case[], way: string | undefined, command: string): Failure[] {
+/**
+ * The failed ones.
+ *
+ * @param again the command that runs those tests of a file whose names match a pattern
+ */
+export function failures(
+  cases: readonly Case[],
+  way: string | undefined,
+  again: (file: string, pattern: string) => string,
+): Failure[] {
   return cases.filter((each) => each.failure !== undefined).map(({ file, line, name, failure }) => ({
     what: name,
     where: `${file}:${line}${way ? ` (${way})` : ""}`,
     why: failure!,
-    again: `${way ? `WAY=${way} ` : ""}${command} ${file.replace(/#.*/, "")} '${patternOf(name)}'`,
+    again: again(file.replace(/#.*/, ""), patternOf(name)),
   }));
 }
 

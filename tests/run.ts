@@ -178,7 +178,8 @@ async function test({ way, paths, pattern, names = [], isDocumentation = false }
   };
   const tests = run([
     ...[Deno.execPath(), "test", "-A", `--junit-path=${report}`],
-    ...isDocumentation ? ["--doc"] : [],
+    // An example is given all that its module exports, and does not use all: an error, to the types of this project.
+    ...isDocumentation ? ["--doc", "--no-check"] : [],
     ...pattern ? [`--filter=/${pattern}/`] : [],
     ...paths,
   ], { environment: Object.entries(environment).map(([k, v]) => `${k}=${v}`) });
@@ -186,15 +187,24 @@ async function test({ way, paths, pattern, names = [], isDocumentation = false }
   const status = await tests.status;
   const cases = isThere(report) ? readReport(Deno.readTextFileSync(report)) : [];
   if (isThere(report)) Deno.removeSync(report);
-  const wrong = failures(cases, way, `${shim}${deno} task test`);
-  const again = `${way ? `WAY=${way} ` : ""}${shim}${deno} task test ${paths.join(" ")}`;
-  const here = { where: way ?? "unit", again };
+  const command = isDocumentation
+    ? `${deno} test -A --doc --no-check`
+    : way
+    ? `WAY=${way} ${shim}${deno} task test`
+    : `${deno} test -A`;
+  const wrong = failures(
+    cases,
+    way,
+    (file, pattern) => `${command} ${file}${isDocumentation ? "" : way ? ` '${pattern}'` : ` --filter '/${pattern}/'`}`,
+  );
+  const again = `${command} ${paths.map((each) => each.replace(here, "tests/")).join(" ")}`;
+  const where = { where: way ?? (isDocumentation ? "examples" : "unit"), again };
   if (status !== 0 && wrong.length === 0) {
-    wrong.push({ what: "tests could not be run", why: `deno test has ended with ${status}: see its output`, ...here });
+    wrong.push({ what: "tests could not be run", why: `deno test has ended with ${status}: see its output`, ...where });
   }
   for (const name of names) {
     if (cases.some((each) => new RegExp(name).test(each.name))) continue;
-    wrong.push({ what: `there is no test: ${name}`, why: "quick.ts has chosen it", ...here });
+    wrong.push({ what: `there is no test: ${name}`, why: "quick.ts has chosen it", ...where });
   }
   total.skipped += cases.filter(({ isSkipped }) => isSkipped).length;
   total.passed += cases.filter(({ isSkipped, failure }) => !isSkipped && failure === undefined).length;

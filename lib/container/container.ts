@@ -1,4 +1,7 @@
-/** A container: its init process, and the processes that were added to it. */
+/**
+ * A container: its init process, and the processes that were added to it. Nothing in this folder sees a message of the API: its
+ * errors have ttrpc's codes, and that is all.
+ */
 
 import { close, O, open } from "../../ffi/fd.ts";
 import { Code, StatusError } from "../ttrpc/status.ts";

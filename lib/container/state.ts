@@ -89,7 +89,19 @@ export const EXEC: Readonly<Partial<Record<State, Rules>>> = {
   deleted: { next: [], allows: [], phrase: "a deleted process" },
 };
 
-/** The state of one process: changes only as its table allows. */
+/**
+ * The state of one process: changes only as its table allows.
+ *
+ * ```ts
+ * import { assertThrows } from "@std/assert";
+ * import { StatusError } from "../ttrpc/status.ts";
+ *
+ * const init = new StateMachine(INIT);
+ * init.become("running");
+ * init.require("pause");
+ * assertThrows(() => init.require("delete"), StatusError, "cannot delete a running container");
+ * ```
+ */
 export class StateMachine {
   readonly #table: Readonly<Partial<Record<State, Rules>>>;
   #state: State;

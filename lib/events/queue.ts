@@ -1,4 +1,7 @@
-/** Events on their way to containerd: in order, each at least once, kept while containerd is away. */
+/**
+ * Events on their way to containerd: in order, each at least once, kept while containerd is away. None is lost without a line in
+ * the log; what they are about is not known here.
+ */
 
 import type { Timer } from "../async.ts";
 import type { Logger } from "../log.ts";

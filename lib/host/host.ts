@@ -4,6 +4,8 @@
  *
  * The first process that finds no host starts one (lib/standalone/entry.c), with the socket, which listens already, and the
  * lock, which this process holds as long as it lives.
+ *
+ * Nothing in this folder touches a container but through its Shim, or has one wait for another.
  */
 
 import * as fds from "../../ffi/fd.ts";

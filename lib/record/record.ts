@@ -1,6 +1,8 @@
 /**
  * What must be known of a container to go on with it in another process: a file in the bundle, which is written anew, and
  * put in the place of the one before, whenever something has changed that a call was to change, or a process has ended.
+ *
+ * What is in this folder writes down and reads; it does nothing that has been written down.
  */
 
 import { count, flag, json, list, maybe, object, type Of, text, time, word } from "./schema.ts";

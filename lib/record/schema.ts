@@ -52,7 +52,18 @@ export type Shape = Readonly<Record<string, Schema<unknown>>>;
 /** The type that a {@link Shape} is of. */
 export type Shaped<S extends Shape> = { readonly [K in keyof S]: Of<S[K]> };
 
-/** An object with these fields and no others. */
+/**
+ * An object with these fields and no others.
+ *
+ * ```ts
+ * import { assertEquals, assertThrows } from "@std/assert";
+ *
+ * const process = object({ id: text, pid: count, exit: maybe(object({ status: count })) });
+ * assertEquals(process({ id: "c1", pid: 7 }, "it"), { id: "c1", pid: 7, exit: undefined });
+ * assertThrows(() => process({ id: "c1", pid: -1 }, "it"), Error, "it.pid is not a count");
+ * assertThrows(() => process({ id: "c1", pid: 7, uid: 0 }, "it"), Error, 'it has a field "uid"');
+ * ```
+ */
 export function object<S extends Shape>(shape: S): Schema<Shaped<S>> {
   return (value, path) => {
     const fields = json(value, path);

@@ -1,4 +1,7 @@
-/** The command line of an OCI runtime: runc's, which crun and others follow. */
+/**
+ * The command line of an OCI runtime: runc's, which crun and others follow. It is given a way to run programs, remembers nothing of
+ * a container, and is of use without a shim.
+ */
 
 import * as fds from "../../ffi/fd.ts";
 import { check, Errno, SystemError } from "../../ffi/libc.ts";
@@ -136,7 +139,28 @@ const READING: readonly string[] = ["ps", "state"];
 /** How long these may take before they are ended, in ms: nothing is lost by that. */
 const READING_TIMEOUT_MS = 10_000;
 
-/** An OCI runtime, by its command line. Each method is one command, and rejects with {@link RuntimeError}. */
+/**
+ * An OCI runtime, by its command line. Each method is one command, and rejects with {@link RuntimeError}.
+ *
+ * ```ts
+ * import { assertEquals, assertRejects } from "@std/assert";
+ *
+ * const commands: string[] = [];
+ * const runc = new Runc({
+ *   command: "runc",
+ *   root: "/run/runc",
+ *   log: "/no-such-folder/log.json",
+ *   cwd: "/",
+ *   run: ({ args }) => {
+ *     commands.push(args.join(" "));
+ *     return Promise.resolve({ status: args.includes("pause") ? 1 : 0 });
+ *   },
+ * });
+ * await runc.kill("c1", 9, true);
+ * assertEquals(commands, ["runc --root /run/runc --log /no-such-folder/log.json --log-format json kill --all c1 9"]);
+ * await assertRejects(() => runc.pause("c1"), RuntimeError, "runc pause ended with status 1 and said nothing");
+ * ```
+ */
 export class Runc {
   readonly #options: RuncOptions;
 

@@ -1,4 +1,7 @@
-/** containerd's v1 Shim service: a request in, a call of the container, a reply out. */
+/**
+ * containerd's v1 Shim service: a request in, a call of the container, a reply out. All that is known of messages of the API is
+ * known here; nothing here starts a program.
+ */
 
 import { containerd, google } from "../api/mod.js";
 import { timestamp } from "../api/time.ts";

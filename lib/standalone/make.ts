@@ -1,6 +1,7 @@
 /**
  * Makes the executable: `deno run -A lib/standalone/make.ts`, from the
- * repository's own Deno.
+ * repository's own Deno. The program uses nothing of this folder but entry.c,
+ * which runs before it.
  *
  * There are two makers. `deno compile` is the documented one and needs Deno's
  * runtime-only executable, denort, which it downloads unless DENORT_BIN names

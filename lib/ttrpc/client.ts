@@ -61,6 +61,17 @@ export class Client implements Disposable {
   /**
    * Calls a method and gives the payload of its answer, which is the caller's. The request's payload is copied at once.
    *
+   * ```ts
+   * import { assertEquals, assertRejects } from "@std/assert";
+   * import { Code, StatusError } from "./status.ts";
+   *
+   * const nobody = { read: () => Promise.resolve(null), write: () => Promise.resolve(0), close: () => {} };
+   * using client = new Client(nobody);
+   * await client.closed;
+   * const error = await assertRejects(() => client.call("test.v1.Test", "Echo", new Uint8Array()), StatusError);
+   * assertEquals(error.code, Code.UNAVAILABLE);
+   * ```
+   *
    * @throws {StatusError} what the server answered; DEADLINE_EXCEEDED and CANCELED, see the options; UNAVAILABLE if the
    * connection is closed, or closes before the answer has come; RESOURCE_EXHAUSTED if the request or its answer is too
    * large, or too much is waiting for a server that does not read; INTERNAL if the answer does not parse

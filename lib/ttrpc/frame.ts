@@ -72,6 +72,27 @@ export interface FrameSink {
  * Frames of any type but `wanted` are passed over. Payloads that are passed over or too large are never held in memory.
  * The buffer grows for a frame that needs it and shrinks afterwards. The connection stays the caller's to close.
  *
+ * ```ts
+ * import { assertEquals } from "@std/assert";
+ *
+ * // Five bytes for stream 1, of a type that is wanted, and half a header.
+ * const sent = [new Uint8Array([0, 0, 0, 5, 0, 0, 0, 1, 1, 0, ...new TextEncoder().encode("hello"), 0, 0])];
+ * const read = (buffer: Uint8Array) => {
+ *   const bytes = sent.shift();
+ *   if (bytes) buffer.set(bytes);
+ *   return Promise.resolve(bytes?.length ?? null);
+ * };
+ * const got: unknown[] = [];
+ * await readFrames({ read, write: () => Promise.resolve(0), close: () => {} }, MessageType.REQUEST, {
+ *   stopped: false,
+ *   onFrame: (stream, payload) => got.push([stream, new TextDecoder().decode(payload)]),
+ *   onOversized: (stream, length) => got.push([stream, length]),
+ *   onBatchEnd: () => {},
+ *   backpressure: () => undefined,
+ * });
+ * assertEquals(got, [[1, "hello"]]);
+ * ```
+ *
  * @throws what `conn.read` throws
  */
 export async function readFrames(

@@ -1,4 +1,7 @@
-/** The answering side of ttrpc: requests in, handlers called, replies out. */
+/**
+ * The answering side of ttrpc: requests in, handlers called, replies out. Nothing in this folder knows of containers, or looks into
+ * a payload.
+ */
 import { ttrpc } from "../api/ttrpc.js";
 import { messageOf } from "../errors.ts";
 import { type Deadline, Deadlines } from "./deadline.ts";
@@ -124,7 +127,24 @@ export interface ShutdownOptions {
   readonly doNotAwait?: (call: Call) => boolean;
 }
 
-/** Serves connections. Who may connect is up to the caller, who accepts them. */
+/**
+ * Serves connections. Who may connect is up to the caller, who accepts them.
+ *
+ * ```ts
+ * import { assertEquals } from "@std/assert";
+ * import { Client } from "./client.ts";
+ *
+ * const echo = new Map([["Echo", (payload: Uint8Array) => payload]]);
+ * const server = new Server(new Map([["test.v1.Test", echo]]));
+ * const path = `\0${crypto.randomUUID()}`;
+ * using listener = Deno.listen({ transport: "unix", path });
+ * listener.accept().then((conn) => server.serveConnection(conn));
+ *
+ * using client = new Client(await Deno.connect({ transport: "unix", path }));
+ * assertEquals(await client.call("test.v1.Test", "Echo", new Uint8Array([1, 2])), new Uint8Array([1, 2]));
+ * await server.shutdown();
+ * ```
+ */
 export class Server {
   readonly #shared: Shared;
   readonly #connections = new Set<Connection>();

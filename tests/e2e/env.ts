@@ -1,4 +1,7 @@
-/** What the end-to-end tests run, and where: which shim, in which forms, in which folder. */
+/**
+ * What the end-to-end tests run, and where: which shim, in which forms, in which folder. Tests in this folder see a shim from
+ * outside, as containerd, the kernel and a container do; of lib/ they use what speaks to one.
+ */
 
 import { V8_FLAGS } from "../../lib/standalone/make.ts";
 import { runName } from "./leftovers.ts";
