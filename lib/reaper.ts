@@ -184,7 +184,7 @@ export class Reaper {
         if (this.#watched.get(pid) === watched) this.#endedElsewhere(pid, watched);
       });
     } catch (error) {
-      this.#options.log.warn("a process is watched by SIGCHLD alone", { pid, error: messageOf(error) });
+      this.#options.log.warn("a process is watched by SIGCHLD alone", { child: pid, error: messageOf(error) });
     }
   }
 
@@ -193,7 +193,7 @@ export class Reaper {
     const { timer, parent, log } = this.#options;
     if (parent.delayMs > 0) await sleep(timer, parent.delayMs);
     if (this.#watched.get(pid) !== watched) return;
-    log.warn("a process had been reaped by another before it was known", { pid });
+    log.warn("a process had been reaped by another before it was known", { child: pid });
     this.#tell(watched, { pid, status: UNKNOWN_STATUS, at: new Date() });
   }
 
@@ -214,7 +214,7 @@ export class Reaper {
       }
       status = exitStatusOf(watched.pidfd!);
     }
-    this.#options.log.warn("a process has ended that another has reaped", { pid, status: status ?? "unknown" });
+    this.#options.log.warn("a process has ended that another has reaped", { child: pid, status: status ?? "unknown" });
     this.#tell(watched, { pid, status: status ?? UNKNOWN_STATUS, at });
   }
 
@@ -282,7 +282,7 @@ export class Reaper {
     if (this.#limitMs === undefined || watched.abandoned === undefined) return;
     this.#options.timer(this.#limitMs, () => {
       if (this.#watched.get(pid) !== watched) return;
-      this.#options.log.warn("a command hangs and is ended", { pid });
+      this.#options.log.warn("a command hangs and is ended", { child: pid });
       this.#endRun(pid);
       // The next one is likely to hang as well.
       this.#limitMs = Math.min(this.#limitMs!, HANGING_LIMIT_MS);
@@ -316,7 +316,7 @@ export class Reaper {
       return end;
     }
     this.#watched.delete(pid);
-    this.#options.log.warn("a command has ended in a way that nobody knows", { pid });
+    this.#options.log.warn("a command has ended in a way that nobody knows", { child: pid });
     watched.handler({ pid, status: UNKNOWN_STATUS, at: new Date() });
     return end;
   }

@@ -362,7 +362,7 @@ export class Shim {
     } catch (error) {
       shelf.release();
       if (this.#listener !== listener) return;
-      this.log.error("accept failed", { error });
+      this.log.error("a connection cannot be accepted yet", { error });
       // Out of descriptors, say: the next attempt would fail as soon.
       this.#place.timer(ACCEPT_DELAY_MS, () => listener.retry());
       return;
@@ -383,7 +383,7 @@ export class Shim {
       return shelf.release();
     }
     if (!isOwnUser(peer)) {
-      log.warn("connection refused: not this shim's user", { ...peer });
+      log.warn("connection refused: not this shim's user", { peer: peer.pid, uid: peer.uid, gid: peer.gid });
       return shelf.release();
     }
     log.debug("connection accepted", { peer: peer.pid });
@@ -480,7 +480,8 @@ export class Shim {
       // A FIFO that is full, because nobody reads it, refuses the line: it is lost, and nothing waits.
       write: (line) => this.#logs.length > 0 && void write(this.#logs[0]!, encoder.encode(line)),
       debug: options.debug,
-      fields: { pid, path: cwd, namespace: options.namespace },
+      // A bundle has its container's name.
+      fields: { id: cwd.slice(cwd.lastIndexOf("/") + 1), namespace: options.namespace, path: cwd, pid },
       sinceStart: options.debug && entered !== undefined ? since(entered) : undefined,
       started: this.#started.promise,
     });

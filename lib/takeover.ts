@@ -96,7 +96,7 @@ export async function takeOver(shim: Taken, { spawned, signals }: Past, listen: 
     record = readRecord(folder);
   } catch (error) {
     isDoubtful = true;
-    log.error("it is not known what was being done", { error });
+    log.error("shim.state cannot be believed: what was being done is not known", { error });
   }
   keeper.serial = Math.max(spawned.serial, record?.serial ?? 0);
   shim.found(record);
@@ -138,7 +138,7 @@ async function salvage({ recorder, log }: Taken, service: Loaded): Promise<void>
     await service.salvage();
     log.warn("the container goes on as far as the OCI runtime knows it: its processes but the first are not known");
   } catch (error) {
-    log.error("nothing is known of the container", { error });
+    log.error("the OCI runtime tells nothing of the container", { error });
   }
 }
 

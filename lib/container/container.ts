@@ -87,7 +87,7 @@ export class Container {
     } catch (error) {
       if (bundle !== undefined) {
         await unmountAll(context.timer, `${bundle.path}/${ROOTFS}`).catch((cause) =>
-          context.log.warn("failed to cleanup rootfs mount", { rootfs, error: cause })
+          context.log.error("failed to undo the mounts of a container that was not created", { rootfs, error: cause })
         );
         bundle.removeIfMoved();
       }

@@ -173,7 +173,7 @@ export class Init extends Process {
   #connectInputLater(): void {
     this.#stdinTimer = this.context.timer(STDIN_DELAY_MS, () => {
       this.streams?.connectStdin().catch((error) => {
-        this.context.log.error("the input of a process cannot be opened", { id: this.id, error });
+        this.context.log.error("the input of a process cannot be opened", { process: this.id, error });
       });
     });
   }
@@ -254,7 +254,7 @@ export class Init extends Process {
 
   #logLeft(error: unknown): void {
     if (isGone(error)) return;
-    this.context.log.error("a container that could not be made is left", { id: this.id, error });
+    this.context.log.error("a container that could not be made is left", { error });
   }
 
   get #pidFile(): string {
@@ -404,7 +404,7 @@ export class Init extends Process {
     if (!this.#ownsPidNamespace || this.exit !== undefined) return;
     const { reaper, log } = this.context;
     for (const pid of sharingPidNamespace(this.pid).filter((pid) => reaper.isStray(pid))) {
-      log.warn("a process that the runtime has started and not told of is ended", { id: this.id, pid });
+      log.warn("a process that the runtime has started and not told of is ended", { child: pid });
       try {
         reaper.kill(pid, Signal.SIGKILL);
       } catch {
@@ -435,7 +435,7 @@ export class Init extends Process {
     if (!this.#ownsPidNamespace) {
       // What it leaves behind would live on: there is no pid namespace to end with it.
       const killed = this.#runc.kill(this.id, Signal.SIGKILL, true).catch((error) => {
-        this.context.log.error("failed to kill init's children", { id: this.id, error });
+        this.context.log.error("failed to kill what init has left behind", { error });
       });
       await within(this.context.timer, REST_TIMEOUT_MS, killed);
     }
@@ -447,7 +447,7 @@ export class Init extends Process {
         await this.#runc.resume(this.id);
       } catch (error) {
         if (isGone(error)) return;
-        this.context.log.error("resuming exited container from paused state", { id: this.id, error });
+        this.context.log.error("failed to resume a container that has ended while it was paused", { error });
       }
     }
   }

@@ -35,7 +35,7 @@ export class Logger {
   #onExit(exit: Exit): void {
     this.#ended = true;
     if (!this.#stopping && exit.status !== 0) {
-      this.#context.log.warn("a logger has ended", { logger: this.#program, pid: exit.pid, status: exit.status });
+      this.#context.log.warn("a logger has ended", { logger: this.#program, child: exit.pid, status: exit.status });
     }
     this.#exit.resolve(exit);
   }
@@ -140,7 +140,7 @@ export class Logger {
     this.#context.reaper.kill(this.#pid, Signal.SIGTERM);
     await within(this.#context.timer, TERM_TIMEOUT_MS, this.ended);
     if (this.#ended) return;
-    this.#context.log.warn("a logger that does not end is killed", { logger: this.#program, pid: this.#pid });
+    this.#context.log.warn("a logger that does not end is killed", { logger: this.#program, child: this.#pid });
     this.#context.reaper.kill(this.#pid, Signal.SIGKILL);
     await this.ended;
   }

@@ -98,7 +98,7 @@ export abstract class Process {
     this.#hasStreams = this.#pid === 0;
     if (this.#pid === 0) return;
     Promise.resolve(streams.connectOutput()).catch((error) => {
-      context.log.error("the output of a process is lost", { id, error });
+      context.log.error("the output of a process is lost", { process: id, error });
     });
   }
 
@@ -151,7 +151,7 @@ export abstract class Process {
     try {
       this.streams?.flush();
     } catch (error) {
-      this.context.log.error("output could not be passed on", { id: this.id, error });
+      this.context.log.error("output could not be passed on", { process: this.id, error });
     }
     this.#exit = exit;
     if (this.machine.canBecome("stopped")) this.machine.become("stopped");

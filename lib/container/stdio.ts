@@ -109,7 +109,7 @@ export class PipeStdio implements ProcessStreams {
     const { shelf, context } = this.#options;
     const fd = shelf.find(role);
     if (fd === undefined || statDescriptor(fd).isFifo) return fd;
-    context.log.error("what has been kept for a stream is no pipe", { id: this.#options.id, role });
+    context.log.error("what has been kept for a stream is no pipe", { process: this.#options.id, role });
     shelf.close(fd);
     return undefined;
   }

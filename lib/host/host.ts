@@ -268,7 +268,7 @@ class Host {
       this.#tellSignals(member);
     } catch (error) {
       // It is too late to go alone.
-      member.shim?.log.error("cannot serve", { error });
+      member.shim?.log.error("the host cannot serve this container: its shim ends", { error });
       holder.tell("end", NOT_SERVED);
     }
   }
@@ -280,7 +280,7 @@ class Host {
     member.shim?.abandon();
     if (orphan !== undefined) {
       removeOrphan(this.#place, orphan).catch((error) => {
-        this.tellAll("a container is left whose shim has died", { id: orphan.id, error });
+        this.tellAll("a container is left whose shim has died", { container: orphan.id, error });
       });
     }
     member.kept.abandon();

@@ -159,7 +159,7 @@ export class ShimService implements Loaded {
     if (init.exit === undefined && init.state !== "created") {
       const killed = init.kill(Signal.SIGKILL, true).catch((error) => {
         if (!(error instanceof StatusError) || error.code !== Code.NOT_FOUND) {
-          this.#context.log.error("failed to kill the container", { id: init.id, error });
+          this.#context.log.error("failed to kill the container", { error });
         }
       });
       await within(this.#context.timer, END_TIMEOUT_MS, killed);

@@ -47,7 +47,7 @@ async function rewrite(path: string, change: (text: string) => string): Promise<
   await Deno.writeTextFile(path, change(await Deno.readTextFile(path)));
 }
 
-const UNKNOWN = 'level=error msg="it is not known what was being done"';
+const UNKNOWN = 'level=error msg="shim.state cannot be believed: what was being done is not known"';
 
 const DAMAGES: readonly Damage[] = [
   {
