@@ -1,6 +1,7 @@
 # containerd-shim: `make` builds bin/containerd-shim, alone in one file. See README.md.
 
 PREFIX := /usr/local
+BUILD :=
 BENCH :=
 FUZZ :=
 SOAK :=
@@ -42,10 +43,11 @@ sed -i '1i /* @ts-self-types="./$(1).d.ts" */' lib/api/$(1).js
 sed -i '/^import Long = require/d; s|"./protobuf.ts"|"protobufjs/minimal"|' lib/api/$(1).d.ts
 endef
 
+# For example: make BUILD="--maker copy"
 bin/containerd-shim: $(SOURCES) $(API) $(DENO)
 	@command -v gcc >/dev/null && command -v objcopy >/dev/null || \
 		{ apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends gcc libc6-dev; }
-	$(DENO) task build
+	$(DENO) task build $(BUILD)
 
 # What is in it.
 bin/containerd-shim.cdx.json: bin/containerd-shim lib/standalone/sbom.ts

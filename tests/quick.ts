@@ -16,9 +16,8 @@ export interface Choice {
 /** Subjects that are not another's in a host run alone; what is long runs in part, or not at all. */
 export const CHOICES: Readonly<Record<string, Choice>> = {
   // The main job.
-  "run_test.ts": { ways: ["alone", "hosted", "mixed"] },
+  "run_test.ts": { ways: ["alone", "hosted"] },
   "shim_life_test.ts": { ways: ["alone", "hosted", "mixed"] },
-  "shim_stdio_test.ts": { ways: ["alone", "hosted"] },
   "terminal_test.ts": { ways: ["alone", "hosted"] },
   // What depends on how a shim has been started.
   "flags_test.ts": { ways: ["alone"] },
@@ -67,6 +66,17 @@ export const CHOICES: Readonly<Record<string, Choice>> = {
     ],
   },
   "host_inherit_test.ts": { names: ["limits that a holder", "the runtime runs in the cgroup"] },
+  "holder_test.ts": {
+    names: [
+      "a process that looks",
+      "a holder keeps",
+      "a holder starts",
+      "a holder passes on",
+      "a holder whose host goes",
+      "a holder that is to move goes",
+      "a signal that comes",
+    ],
+  },
   "host_test.ts": {
     names: [
       "containers share a host",
@@ -91,6 +101,30 @@ export const CHOICES: Readonly<Record<string, Choice>> = {
       "what ends while there is no host",
       "SIGTERM that comes while there is no host",
       "a call that too many hosts have died of",
+    ],
+  },
+  "takeover_record_test.ts": {
+    names: [
+      "where what is written down has been",
+      "where nothing can be believed, a container that has been created",
+      "where nothing can be believed, what was being changed",
+      "where nothing can be written down",
+      "the log of a shim",
+      "what is written down of a shim",
+    ],
+  },
+  "takeover_streams_test.ts": {
+    names: ["output that", "what a container has printed", "input comes", "a terminal goes on", "a logger goes on"],
+  },
+  "takeover_wire_test.ts": {
+    names: [
+      "a request of a MiB",
+      "a request that changes something",
+      "of requests that come together, the last of them, with 5000",
+      "a client that sends nothing more",
+      "a deadline that passes",
+      "whoever connects and calls",
+      "exits wait for a containerd",
     ],
   },
   "takeover_stress_test.ts": { names: ["what looks at numbered lines"] },

@@ -135,6 +135,8 @@ const failed: Failure[] = [];
 const deno = Deno.execPath().replace(`${Deno.cwd()}/`, "");
 const shim = Deno.env.get("SHIM") ? `SHIM=${Deno.env.get("SHIM")} ` : "";
 
+let areTypesChecked = false;
+
 /** Formatting, lint, types and documentation; its output is shown if it fails. */
 async function checkSources(): Promise<void> {
   if (interrupted) return;
@@ -144,7 +146,11 @@ async function checkSources(): Promise<void> {
   const checking = run([Deno.execPath(), "task", "check"], { output });
   fd.close(output);
   running = checking.pid;
-  if (await checking.status === 0) return console.log("ok");
+  if (await checking.status === 0) {
+    areTypesChecked = true;
+    console.log("ok");
+    return;
+  }
   const why = Deno.readTextFileSync(path);
   console.error(why);
   failed.push({
@@ -179,7 +185,8 @@ async function test({ way, paths, pattern, names = [], isDocumentation = false }
   const tests = run([
     ...[Deno.execPath(), "test", "-A", `--junit-path=${report}`],
     // An example is given all that its module exports, and does not use all: an error, to the types of this project.
-    ...isDocumentation ? ["--doc", "--no-check"] : [],
+    ...isDocumentation ? ["--doc"] : [],
+    ...isDocumentation || areTypesChecked ? ["--no-check"] : [],
     ...pattern ? [`--filter=/${pattern}/`] : [],
     ...paths,
   ], { environment: Object.entries(environment).map(([k, v]) => `${k}=${v}`) });
@@ -206,7 +213,9 @@ async function test({ way, paths, pattern, names = [], isDocumentation = false }
     if (cases.some((each) => new RegExp(name).test(each.name))) continue;
     wrong.push({ what: `there is no test: ${name}`, why: "quick.ts has chosen it", ...where });
   }
-  total.skipped += cases.filter(({ isSkipped }) => isSkipped).length;
+  // Those that were not asked for are called skipped too.
+  const isAsked = (name: string) => pattern === undefined || new RegExp(pattern).test(name);
+  total.skipped += cases.filter(({ isSkipped, name }) => isSkipped && isAsked(name)).length;
   total.passed += cases.filter(({ isSkipped, failure }) => !isSkipped && failure === undefined).length;
   failed.push(...wrong);
 }

@@ -224,12 +224,15 @@ interface Parts {
 
 interface Maker {
   readonly name: string;
+  /** What the command line calls it. */
+  readonly word: string;
   make(parts: Parts, out: string): Promise<void>;
 }
 
 const MAKERS: readonly Maker[] = [
   {
     name: "deno compile",
+    word: "compile",
     async make({ deno, bundle, entry, compileTimeoutMs }, out) {
       const compiled = `${out}.compiled`;
       // Without a code cache: it would be a file in /tmp, for anyone to write.
@@ -245,6 +248,7 @@ const MAKERS: readonly Maker[] = [
   },
   {
     name: "a copy of Deno",
+    word: "copy",
     async make({ deno, modules, entry }, out) {
       const scripts: Module[] = [];
       for await (const { name } of Deno.readDir(modules)) {
@@ -256,13 +260,18 @@ const MAKERS: readonly Maker[] = [
   },
 ];
 
-/** The name of the first maker whose product passes the check and is `out`. */
-async function makeExecutable(parts: Parts, out: string): Promise<string> {
+/**
+ * The name of the first maker whose product passes the check and is `out`.
+ *
+ * @param only the word of the one that is to be tried
+ */
+async function makeExecutable(parts: Parts, out: string, only?: string): Promise<string> {
+  const makers = MAKERS.filter(({ word }) => only === undefined || word === only);
   // Beside the product, so that it can be renamed.
   const directory = `${out}.${crypto.randomUUID()}`;
   await Deno.mkdir(directory, { recursive: true });
   try {
-    for (const { name, make } of MAKERS) {
+    for (const { name, make } of makers) {
       const made = `${directory}/containerd-shim`;
       try {
         await make(parts, made);
@@ -288,6 +297,8 @@ interface Flags {
   readonly out: string;
   /** In seconds. */
   readonly "compile-timeout": string;
+  /** `compile` or `copy`: the only maker that is tried. */
+  readonly maker?: string;
 }
 
 async function main(): Promise<void> {
@@ -295,7 +306,7 @@ async function main(): Promise<void> {
     unknown(argument: string) {
       throw new Error(`Cannot make with ${argument}: there is no such flag`);
     },
-    string: ["deno", "main", "bundle", "out", "compile-timeout"],
+    string: ["deno", "main", "bundle", "out", "compile-timeout", "maker"],
     default: {
       deno: Deno.execPath(),
       main: `${ROOT}main.ts`,
@@ -328,7 +339,7 @@ async function main(): Promise<void> {
   await compileEntry(entry);
   const compileTimeoutMs = Number(flags["compile-timeout"]) * 1000;
   const parts = { deno, bundle, modules, entry, compileTimeoutMs };
-  const maker = await makeExecutable(parts, out);
+  const maker = await makeExecutable(parts, out, flags.maker);
   const { size } = await Deno.stat(out);
   console.log(`${out}: ${(size / 1e6).toFixed(1)} MB, made by ${maker}`);
 }
