@@ -16,7 +16,7 @@ API := $(API_MODULES:%=lib/api/%.js) $(API_MODULES:%=lib/api/%.d.ts)
 SOURCES := main.ts deno.json deno.lock $(shell find ffi lib -name '*.ts') \
 	lib/standalone/entry.c lib/standalone/entry.ld
 
-.PHONY: all check test test-1.7 demo bench fuzz soak install uninstall deb deb-check clean
+.PHONY: all check test all-tests test-1.7 demo bench fuzz soak install uninstall deb deb-check clean
 
 all: bin/containerd-shim bin/containerd-shim.cdx.json bin/containerd-shim.8
 
@@ -67,6 +67,11 @@ check: all
 test: all
 	sh tests/setup.sh
 	$(DENO) task bench --quick --check
+	$(DENO) task test
+
+# All tests and no bench, for a machine that has neighbours.
+all-tests: bin/containerd-shim
+	sh tests/setup.sh
 	$(DENO) task test
 
 # The end-to-end tests with the last containerd that has runtime v1, which the next Debian has.
