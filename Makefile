@@ -70,7 +70,7 @@ test: all
 	$(DENO) task test
 
 # All tests and no bench, for a machine that has neighbours.
-all-tests: bin/containerd-shim
+all-tests: all
 	sh tests/setup.sh
 	$(DENO) task test
 
