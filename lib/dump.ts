@@ -4,6 +4,7 @@ import { describe as describeDescriptor } from "../ffi/fd.ts";
 import type { Poller } from "../ffi/poll.ts";
 import { writeWhole } from "../ffi/replace.ts";
 import type { Process } from "./container/process.ts";
+import type { Description, ProcessDescription } from "./description.ts";
 import type { EventQueue } from "./events/queue.ts";
 import type { Call } from "./ttrpc/server.ts";
 
@@ -23,37 +24,60 @@ export interface Subjects {
   readonly since: number;
 }
 
-/**
- * Calls in flight with their age, processes and their states, bytes moved, uptime: a line each.
- *
- * @param place lines about the process that the shim lives in
- */
-export function describe(shim: Subjects, place: readonly string[]): string[] {
-  const { calls, processes, events, crashes, since } = shim;
+/** Calls in flight with their age, processes and their states, bytes moved, uptime. */
+export function describe(shim: Subjects, place: Pick<Description, "host" | "process">): Description {
+  const { pid, calls, processes, events, crashes, since } = shim;
   const now = performance.now();
-  const up = `shim ${shim.pid} up for ${seconds(now - since)}, ${events.size} events to deliver`;
-  const lines = ["=== BEGIN dump ===", up];
+  return {
+    pid,
+    upMs: now - since,
+    eventsWaiting: events.size,
+    lastEvent: events.last && { topic: events.last.topic, at: events.last.at.getTime() },
+    crashes,
+    calls: Array.from(calls, ({ method, startedAt }) => ({ method, ageMs: now - startedAt })),
+    processes: Array.from(processes, ({ id, pid, state, exit, moved }) => ({
+      ...{ id, pid, state },
+      exit: exit && { status: exit.status, at: exit.at.getTime() },
+      moved: Object.entries(moved).map(([stream, bytes]) => ({ stream, bytes })),
+    })),
+    ...place,
+  };
+}
+
+/** Memory and descriptors of this process. */
+export function describeProcess(poller: Poller): ProcessDescription {
+  const { rss, heapUsed, external } = Deno.memoryUsage();
+  const numbers = Array.from(Deno.readDirSync("/proc/self/fd"), ({ name }) => Number(name)).sort((a, b) => a - b);
+  const descriptors = numbers.map((number) => ({ number, what: describeDescriptor(number) ?? "closed" }));
+  return { memory: { rss, heapUsed, external }, watched: poller.size, descriptors };
+}
+
+/** A shim's description as a dump has it: a line for each thing. */
+export function linesOf(shim: Description): string[] {
+  const { pid, upMs, eventsWaiting, crashes, calls, processes, host, process } = shim;
+  const lines = ["=== BEGIN dump ===", `shim ${pid} up for ${seconds(upMs)}, ${eventsWaiting} events to deliver`];
   if (crashes.count > 0) {
     const last = `the last at ${new Date(crashes.at).toISOString()}, by ${crashes.reason}`;
     lines.push(`hosts of this shim that have died: ${crashes.count}, ${last}`);
   }
-  for (const { method, startedAt } of calls) lines.push(`call ${method} in flight for ${seconds(now - startedAt)}`);
-  for (const process of processes) {
-    const { id, pid, state, exit } = process;
-    const moved = Object.entries(process.moved).map(([name, bytes]) => ` ${name} ${bytes} bytes`).join("");
-    lines.push(`process ${id} pid ${pid} ${state}${exit ? ` with status ${exit.status}` : ""}${moved}`);
+  for (const { method, ageMs } of calls) lines.push(`call ${method} in flight for ${seconds(ageMs)}`);
+  for (const { id, pid, state, exit, moved } of processes) {
+    const bytes = moved.map(({ stream, bytes }) => ` ${stream} ${bytes} bytes`).join("");
+    lines.push(`process ${id} pid ${pid} ${state}${exit ? ` with status ${exit.status}` : ""}${bytes}`);
   }
-  return [...lines, ...place, "=== END dump ==="];
+  if (host !== undefined) lines.push(`in the host ${host.pid} (${host.path}) of ${host.containers}`);
+  if (process !== undefined) lines.push(...linesOfProcess(process));
+  return [...lines, "=== END dump ==="];
 }
 
-/** Memory and descriptors of this process. */
-export function describeProcess(poller: Poller): string[] {
-  const { rss, heapUsed, external } = Deno.memoryUsage();
-  const lines = [`memory: ${rss} bytes resident, ${heapUsed} in the heap, ${external} outside of it`];
-  const numbers = Array.from(Deno.readDirSync("/proc/self/fd"), ({ name }) => Number(name)).sort((a, b) => a - b);
-  lines.push(`${numbers.length} descriptors, ${poller.size} watched`);
-  for (const number of numbers) lines.push(`descriptor ${number} ${describeDescriptor(number) ?? "closed"}`);
-  return lines;
+/** The same for a process. */
+export function linesOfProcess({ memory, watched, descriptors }: ProcessDescription): string[] {
+  const { rss, heapUsed, external } = memory;
+  return [
+    `memory: ${rss} bytes resident, ${heapUsed} in the heap, ${external} outside of it`,
+    `${descriptors.length} descriptors, ${watched} watched`,
+    ...descriptors.map(({ number, what }) => `descriptor ${number} ${what}`),
+  ];
 }
 
 /** Writes a dump to a file, in place of what was there: where that is a link, what it leads to is left alone. */

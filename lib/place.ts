@@ -3,6 +3,7 @@
 import { Poller } from "../ffi/poll.ts";
 import { after } from "../ffi/timer.ts";
 import type { Timer } from "./async.ts";
+import type { HostDescription } from "./description.ts";
 import { messageOf } from "./errors.ts";
 import { Housekeeping } from "./housekeeping.ts";
 import type { Fields } from "./logrus.ts";
@@ -17,8 +18,8 @@ export interface Place {
   readonly noteWork: () => void;
   /** The same for a child that is waited for. */
   readonly noteChild: () => void;
-  /** What there is to say of the process in a dump of one shim; what can be seen of it, unless given. */
-  readonly describe?: () => string[];
+  /** Tells of the process, where it is a host. */
+  readonly host?: () => HostDescription;
 }
 
 /**

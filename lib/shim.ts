@@ -9,6 +9,7 @@ import { Signal, signalName } from "../ffi/signals.ts";
 import { ADDRESS_LIMIT, isOwnUser, peerCredentials } from "../ffi/socket.ts";
 import { within } from "./async.ts";
 import type { Options } from "./cli.ts";
+import type { Description } from "./description.ts";
 import type { Subjects } from "./dump.ts";
 import { messageOf } from "./errors.ts";
 import { EventQueue, type Publisher } from "./events/queue.ts";
@@ -21,6 +22,7 @@ import { KeptConnection } from "./record/connection.ts";
 import { type Keeper, Role, type Shelf, SHIM_SLOT, unkept } from "./record/keeper.ts";
 import type { ShimRecord } from "./record/record.ts";
 import { Recorder } from "./record/recorder.ts";
+import { INSPECT_SERVICE, inspection } from "./service/inspection.ts";
 import { LazyService } from "./service/lazy.ts";
 import { type Calls, crashOf, type KeeperOfAnother, type Past, takeOver } from "./takeover.ts";
 import { type BegunCall, Server } from "./ttrpc/server.ts";
@@ -134,7 +136,11 @@ export class Shim {
     const save = () => this.save();
     this.#events = new EventQueue(lazyPublisher(() => this.#loadPublisher()), timer, log, save);
     this.#service = new LazyService({ pid: identity.pid, load: () => this.#loadService() });
-    this.#server = new Server(this.#service.services, {
+    const services = new Map([
+      ...this.#service.services,
+      [INSPECT_SERVICE, inspection(() => this.#loadDescription())] as const,
+    ]);
+    this.#server = new Server(services, {
       journal: this.#recorder,
       onError: (error, call) => log.error("call failed", { method: call?.method, error }),
       onAnswer: !options.debug ? undefined : ({ method, startedAt }) => {
@@ -314,7 +320,8 @@ export class Shim {
   get subjects(): Subjects {
     return {
       pid: this.#identity.pid,
-      calls: this.#server.inFlight,
+      // Who asks knows that he does.
+      calls: Array.from(this.#server.inFlight).filter(({ service }) => service !== INSPECT_SERVICE),
       processes: this.#service.processes,
       events: this.#events,
       crashes: this.#crashes,
@@ -460,10 +467,20 @@ export class Shim {
     );
   }
 
+  async #loadDescription(): Promise<() => Description> {
+    const { describe, describeProcess } = await import("./dump.ts");
+    const { host, poller } = this.#place;
+    return () => {
+      // In a host, memory and descriptors are all its containers'.
+      const process = host === undefined ? describeProcess(poller) : undefined;
+      return describe(this.subjects, { host: host?.(), process });
+    };
+  }
+
   async #dump(): Promise<void> {
-    const { describe, describeProcess, writeDump } = await import("./dump.ts");
+    const { linesOf, writeDump } = await import("./dump.ts");
     const { cwd } = this.#identity;
-    const text = describe(this.subjects, this.#place.describe?.() ?? describeProcess(this.#place.poller));
+    const text = linesOf((await this.#loadDescription())());
     for (const line of text) this.log.info(line);
     this.#place.timer(DUMP_DELAY_MS, () => {
       // What is still there has no reader: it would be lost with this process.

@@ -12,11 +12,12 @@ import type { Commands } from "./record/commands.ts";
 import { type Keeper, Role, type Shelf } from "./record/keeper.ts";
 import type { ShimRecord } from "./record/record.ts";
 import { readRecord, type Recorder } from "./record/recorder.ts";
+import { INSPECT_METHOD } from "./service/inspection.ts";
 import type { LazyService, Loaded } from "./service/lazy.ts";
 import type { BegunCall, Server } from "./ttrpc/server.ts";
 
 /** Methods that change nothing. */
-const READING: readonly string[] = ["Wait", "State", "ListPids", "ShimInfo"];
+const READING: readonly string[] = ["Wait", "State", "ListPids", "ShimInfo", INSPECT_METHOD];
 /** How many processes in a row may die within so many ms of going on with a call, before it is taken for the reason. */
 const MOST_TRIES = 10;
 const TRY_MS = 100;

@@ -52,6 +52,7 @@ export class EventQueue {
   /** Ends the one for containerd's subscribers. */
   #settle: (() => void) | undefined;
   #hurried = false;
+  #last: Pick<Envelope, "topic" | "at"> | undefined;
 
   readonly #onSent: () => void;
 
@@ -77,6 +78,11 @@ export class EventQueue {
     return this.#waiting.length;
   }
 
+  /** The last that there was to send. */
+  get last(): Pick<Envelope, "topic" | "at"> | undefined {
+    return this.#last;
+  }
+
   /** Has an event sent after those that wait already. */
   push(envelope: Envelope): void {
     if (this.#waiting.length >= CAPACITY) {
@@ -88,6 +94,7 @@ export class EventQueue {
       });
     }
     this.#waiting.push(envelope);
+    this.#last = { topic: envelope.topic, at: envelope.at };
     this.#sending ??= this.#send();
   }
 

@@ -91,7 +91,7 @@ class Host {
   #isMoving = false;
 
   constructor(place: Place, path: string) {
-    this.#place = { ...place, describe: () => [`in the host ${Deno.pid} (${path}) of ${this.#members.size}`] };
+    this.#place = { ...place, host: () => ({ pid: Deno.pid, path, containers: this.#members.size }) };
     this.#path = path;
     const { poller } = place;
     this.#options = { poller, devNull: fds.open("/dev/null", fds.O.RDWR), buffer: new Uint8Array(MAX_MESSAGE) };
@@ -323,9 +323,12 @@ class Host {
   }
 
   async #dump(): Promise<void> {
-    const { describe, describeProcess, writeDump } = await import("../dump.ts");
-    const lines = [...this.#members].flatMap(({ shim }) => shim === undefined ? [] : describe(shim.subjects, []));
-    const text = [...lines, ...describeProcess(this.#place.poller)].join("\n") + "\n";
+    const { describe, describeProcess, linesOf, linesOfProcess, writeDump } = await import("../dump.ts");
+    const place = { host: undefined, process: undefined };
+    const lines = [...this.#members].flatMap(({ shim }) =>
+      shim === undefined ? [] : linesOf(describe(shim.subjects, place))
+    );
+    const text = [...lines, ...linesOfProcess(describeProcess(this.#place.poller))].join("\n") + "\n";
     writeDump(`${this.#path}.dump`, text);
   }
 }

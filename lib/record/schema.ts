@@ -65,12 +65,20 @@ export type Shaped<S extends Shape> = { readonly [K in keyof S]: Of<S[K]> };
  * ```
  */
 export function object<S extends Shape>(shape: S): Schema<Shaped<S>> {
+  const known = fields(shape);
   return (value, path) => {
-    const fields = json(value, path);
-    const stranger = Object.keys(fields).find((key) => !Object.hasOwn(shape, key));
+    const stranger = Object.keys(json(value, path)).find((key) => !Object.hasOwn(shape, key));
     if (stranger !== undefined) throw new Error(`${path} has a field ${JSON.stringify(stranger)}`);
+    return known(value, path);
+  };
+}
+
+/** An object with these fields; what there is besides, as another build may have it, is left out. */
+export function fields<S extends Shape>(shape: S): Schema<Shaped<S>> {
+  return (value, path) => {
+    const found = json(value, path);
     return Object.fromEntries(
-      Object.entries(shape).map(([key, schema]) => [key, schema(fields[key], `${path}.${key}`)]),
+      Object.entries(shape).map(([key, schema]) => [key, schema(found[key], `${path}.${key}`)]),
     ) as Shaped<S>;
   };
 }

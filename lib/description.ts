@@ -1,0 +1,56 @@
+/** What a shim tells of itself: in its dump, and to whoever asks it over its socket. */
+
+import { count, fields, list, maybe, type Of, text, time } from "./record/schema.ts";
+
+/** The process of many containers that a shim lives in. */
+export const hostDescription = fields({
+  pid: count,
+  /** Of its socket. */
+  path: text,
+  containers: count,
+});
+
+/** See {@link hostDescription}. */
+export type HostDescription = Of<typeof hostDescription>;
+
+/** Memory and descriptors of a process, in bytes. */
+export const processDescription = fields({
+  memory: fields({ rss: count, heapUsed: count, external: count }),
+  /** How many of the descriptors are watched. */
+  watched: count,
+  descriptors: list(fields({ number: count, what: text })),
+});
+
+/** See {@link processDescription}. */
+export type ProcessDescription = Of<typeof processDescription>;
+
+/** All of it. Times are in ms, since the epoch where they are points in time. */
+export const description = fields({
+  /** The container's shim, as containerd knows it. */
+  pid: count,
+  /** How long its process has had it. */
+  upMs: time,
+  eventsWaiting: count,
+  /** The last that there was to tell containerd, delivered or not, since this process has had the shim. */
+  lastEvent: maybe(fields({ topic: text, at: time })),
+  /** How often a host of this shim has died, and when and how the last one has. */
+  crashes: fields({ count, at: time, reason: text }),
+  /** Those in flight. */
+  calls: list(fields({ method: text, ageMs: time })),
+  /** The container's, init first; none when there is no container. */
+  processes: list(fields({
+    id: text,
+    pid: count,
+    state: text,
+    exit: maybe(fields({ status: count, at: time })),
+    /** Bytes, by stream, since this process has had the shim. */
+    moved: list(fields({ stream: text, bytes: count })),
+  })),
+  /** Where the shim lives together with others. */
+  host: maybe(hostDescription),
+  /** The process that it is, where it lives by itself. */
+  process: maybe(processDescription),
+});
+
+/** See {@link description}. */
+export type Description = Of<typeof description>;
