@@ -3,6 +3,7 @@
 import { parse, UsageError } from "./lib/cli.ts";
 import { messageOf } from "./lib/errors.ts";
 import { run } from "./lib/alone.ts";
+import { letThrough } from "./lib/signals.ts";
 
 /** Exit codes, as Go's programs have them: a wrong command line, and anything else that prevents the start. */
 const USAGE = 2;
@@ -11,13 +12,20 @@ const FAILURE = 1;
 /** The word that this program calls itself with to be a host: lib/standalone/entry.c. */
 const HOST = "host";
 
-/** The word that has this build take over from others. */
-const UPGRADE = "upgrade";
+/** What may be done instead, each loaded when it is wanted: lib/commands.ts. */
+const COMMANDS: Readonly<Record<string, (args: readonly string[]) => Promise<number>>> = {
+  inspect: async (args) => (await import("./lib/inspect/inspect.ts")).run(args, say),
+  upgrade: async (args) => (await import("./lib/host/upgrade.ts")).run(args, say),
+};
 
 async function main(): Promise<number> {
   try {
     if (Deno.args[0] === HOST) return await (await import("./lib/host/host.ts")).run(Deno.args.slice(1));
-    if (Deno.args[0] === UPGRADE) return await (await import("./lib/host/upgrade.ts")).run(Deno.args.slice(1), say);
+    const command = Deno.args.length > 0 && Object.hasOwn(COMMANDS, Deno.args[0]!) && COMMANDS[Deno.args[0]!];
+    if (command) {
+      letThrough();
+      return await command(Deno.args.slice(1));
+    }
     // Go's shim ignores what is no flag; containerd has none, so it is somebody's typing.
     if (Deno.args[0]?.startsWith("-") === false) throw new UsageError(`no such command: ${Deno.args[0]}`);
     const options = parse(Deno.args);

@@ -32,8 +32,45 @@ export const UPGRADE = {
   ],
 } as const satisfies Command;
 
+/** `containerd-shim inspect`: lib/inspect/inspect.ts. */
+export const INSPECT = {
+  name: "inspect",
+  operands: "[ID]",
+  summary: "Shows the shims of runtime v1 on this node, of whatever make, or everything of one of them.",
+  description: [
+    "ID is a container's, or NAMESPACE/ID. For each shim there is its namespace and container; its pid; its host's, or " +
+    "alone for a shim by itself, or other for a Go shim or an older build, which tells less; the container's first " +
+    "process, its state, with the status that it has ended with, and how many other processes the shim has started; how " +
+    "long the shim has been there; the private memory of its own process, for a host has the rest; the bytes that its " +
+    "process has moved from and to the container's streams; the last event that there was for containerd, and how many wait. " +
+    "What is not known is -.",
+    "A state may also be the shim's: hanging when it has not answered in time, no answer when it cannot be asked, dead when " +
+    "it has ended and nobody has cleaned up. A line at the end says more. Nothing is changed: a shim is asked over its own " +
+    "socket, as the user whose it is.",
+    "It ends with 0; with 1 when a shim has not answered, or there is no such container; and with 2 when it has been called " +
+    "wrongly.",
+    "With -json it is a list of objects, or one object for ID. Sizes are in bytes, spans in seconds, times as in ISO 8601, " +
+    "and what is not known is null: namespace, id, shimPid, shape (hosted, alone, other), host (pid, socket, containers, " +
+    "memoryBytes), state, initPid, exitStatus, exitedAt, execs, processes (id, pid, state, exitStatus, exitedAt, movedBytes " +
+    "by stream; init first), startedAt, uptimeSeconds, memoryBytes, movedBytes, lastEvent (topic, at), eventsWaiting, " +
+    "callsInFlight (method, seconds), hostDeaths (count, and at and reason of the last), bundle, socket, dump (lines), " +
+    "error. Other fields may follow in later versions.",
+  ],
+  flags: [
+    { name: "json", type: "bool", default: false, help: "print JSON; with -watch, a line for each look" },
+    { name: "namespace", type: "string", default: "", help: "only show containers of this containerd namespace" },
+    {
+      name: "timeout",
+      type: "string",
+      default: "500ms",
+      help: "how long a shim may take to answer, in ms or s; all are asked at once",
+    },
+    { name: "watch", type: "bool", default: false, help: "look again every 2 s, until interrupted" },
+  ],
+} as const satisfies Command;
+
 /** Every command, in the order in which the manual shows them. */
-export const COMMANDS: readonly Command[] = [UPGRADE];
+export const COMMANDS: readonly Command[] = [INSPECT, UPGRADE];
 
 /** What `containerd-shim -help` prints. */
 export function usageOfProgram(): string {

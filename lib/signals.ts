@@ -59,6 +59,11 @@ export async function blockEverywhere(): Promise<number[]> {
   return left;
 }
 
+/** Lets the {@link SIGNALS} do to this process what they do to any: it is a command, which ^C ends, and no shim. */
+export function letThrough(): void {
+  unblock(SIGNALS);
+}
+
 /** Has `handler` told of each of the {@link SIGNALS}, from a signalfd, for the life of the process. */
 export function receive(poller: Poller, handler: SignalHandler): void {
   const fd = signalfd(SIGNALS);

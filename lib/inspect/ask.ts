@@ -1,0 +1,92 @@
+/** Asks a shim what it is doing, of whatever make it is: nothing that is asked changes anything. */
+
+import { type Description, description } from "../description.ts";
+import { messageOf } from "../errors.ts";
+import { INSPECT_METHOD, INSPECT_SERVICE } from "../service/inspection.ts";
+import { SERVICE } from "../service/lazy.ts";
+import { Client } from "../ttrpc/client.ts";
+import { Code, StatusError } from "../ttrpc/status.ts";
+import type { Found } from "./find.ts";
+
+/** What a shim answers that does not have our service: a Go shim, or an older build of this one. */
+export interface Other {
+  readonly pid: number | undefined;
+  /** Undefined when there is no container, or none has been created yet. */
+  readonly init: OtherProcess | undefined;
+  /** The container's other processes that it knows; undefined when that has not been asked, or answered. */
+  readonly execs: readonly OtherProcess[] | undefined;
+}
+
+/** A process of a container, by State and ListPids. */
+export interface OtherProcess {
+  readonly id: string;
+  readonly pid: number;
+  readonly state: string;
+  readonly exit: { readonly status: number; readonly at: number } | undefined;
+}
+
+/** An answer, or why there is none. */
+export type Answer =
+  | { readonly kind: "ours"; readonly description: Description }
+  | { readonly kind: "other"; readonly other: Other }
+  /** It takes its time. */
+  | { readonly kind: "hanging"; readonly error: string }
+  | { readonly kind: "failed"; readonly error: string };
+
+/** Options of {@link ask}. */
+export interface AskOptions {
+  /** How long all of it may take, in ms. */
+  readonly timeoutMs: number;
+  /** Whether an {@link Other} is asked for the container's further processes, which a Go shim starts the OCI runtime for. */
+  readonly asksForExecs: boolean;
+}
+
+/** Asks. Never rejects. */
+export async function ask(shim: Found, { timeoutMs, asksForExecs }: AskOptions): Promise<Answer> {
+  if (shim.obstacle !== undefined) return { kind: "failed", error: shim.obstacle };
+  const late = Promise.withResolvers<Answer>();
+  let connection: Client | undefined;
+  const error = `no answer within ${timeoutMs} ms`;
+  const timer = setTimeout(() => late.resolve({ kind: "hanging", error }), timeoutMs);
+  const answer = async (): Promise<Answer> => {
+    try {
+      connection = await connect(shim.addresses);
+      return await answerOf(connection, shim, { timeoutMs, asksForExecs });
+    } catch (cause) {
+      return { kind: "failed", error: messageOf(cause) };
+    }
+  };
+  try {
+    return await Promise.race([answer(), late.promise]);
+  } finally {
+    clearTimeout(timer);
+    connection?.close();
+  }
+}
+
+async function connect(addresses: readonly string[]): Promise<Client> {
+  const [address, ...others] = addresses as [string, ...string[]];
+  try {
+    return new Client(await Deno.connect({ transport: "unix", path: address }));
+  } catch (error) {
+    if (others.length > 0) return await connect(others);
+    throw new Error(`cannot connect to ${address.replace("\0", "@")}: ${messageOf(error)}`);
+  }
+}
+
+async function answerOf(client: Client, shim: Found, options: AskOptions): Promise<Answer> {
+  // A Go shim wants it.
+  const metadata = { "containerd-namespace-ttrpc": shim.namespace };
+  const call = (service: string, method: string, payload: Uint8Array) =>
+    client.call(service, method, payload, { metadata });
+  try {
+    const payload = await call(INSPECT_SERVICE, INSPECT_METHOD, new Uint8Array());
+    const value: unknown = JSON.parse(new TextDecoder().decode(payload));
+    return { kind: "ours", description: description(value, "the answer") };
+  } catch (error) {
+    if (!(error instanceof StatusError) || error.code !== Code.UNIMPLEMENTED) throw error;
+  }
+  const { askOther } = await import("./other.ts");
+  const own = (method: string, payload: Uint8Array) => call(SERVICE, method, payload);
+  return { kind: "other", other: await askOther(own, shim.id, options) };
+}
