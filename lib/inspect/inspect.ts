@@ -22,6 +22,8 @@ const WATCH_MS = 2000;
 const CLEAR_REST = "\x1b[J";
 const HOME = "\x1b[H";
 const CLEAR_LINE = "\x1b[K";
+/** How many rows a terminal must have for a table to be cut: one for its head, and one for what is left out. */
+const LEAST_ROWS = 3;
 
 /** What is looked for, and how it is shown. */
 interface Request {
@@ -112,7 +114,9 @@ function compare(a: string, b: string): number {
 function redrawn(text: string): string {
   const { rows } = Deno.consoleSize();
   const lines = text.trimEnd().split("\n");
-  const shown = lines.length < rows ? lines : [...lines.slice(0, rows - 2), `… ${lines.length - rows + 2} lines more`];
+  // A terminal need not know its size: it is 0 then.
+  const fits = rows < LEAST_ROWS || lines.length < rows;
+  const shown = fits ? lines : [...lines.slice(0, rows - 2), `… ${lines.length - rows + 2} lines more`];
   return HOME + shown.map((line) => `${line}${CLEAR_LINE}\n`).join("") + CLEAR_REST;
 }
 
