@@ -53,8 +53,8 @@ export const INSPECT = {
     "and what is not known is null: namespace, id, shimPid, shape (hosted, alone, other), host (pid, socket, containers, " +
     "memoryBytes), state, initPid, exitStatus, exitedAt, execs, processes (id, pid, state, exitStatus, exitedAt, movedBytes " +
     "by stream; init first), startedAt, uptimeSeconds, memoryBytes, movedBytes, lastEvent (topic, at), eventsWaiting, " +
-    "callsInFlight (method, seconds), hostDeaths (count, and at and reason of the last), bundle, socket, dump (lines), " +
-    "error. Other fields may follow in later versions.",
+    "callsInFlight (method, seconds), hostDeaths (count, and at and reason of the last), bundle, socket, dump (lines, only " +
+    "for ID), error. Other fields may follow in later versions.",
   ],
   flags: [
     { name: "json", type: "bool", default: false, help: "print JSON; with -watch, a line for each look" },
@@ -62,8 +62,9 @@ export const INSPECT = {
     {
       name: "timeout",
       type: "string",
-      default: "500ms",
-      help: "how long a shim may take to answer, in ms or s; all are asked at once",
+      default: "400ms",
+      help:
+        "how long nothing is to be heard of any shim before those that have not answered are taken for hanging, in ms or s",
     },
     { name: "watch", type: "bool", default: false, help: "look again every 2 s, until interrupted" },
   ],

@@ -9,7 +9,6 @@ import { Signal, signalName } from "../ffi/signals.ts";
 import { ADDRESS_LIMIT, isOwnUser, peerCredentials } from "../ffi/socket.ts";
 import { within } from "./async.ts";
 import type { Options } from "./cli.ts";
-import type { Description } from "./description.ts";
 import type { Subjects } from "./dump.ts";
 import { messageOf } from "./errors.ts";
 import { EventQueue, type Publisher } from "./events/queue.ts";
@@ -22,7 +21,7 @@ import { KeptConnection } from "./record/connection.ts";
 import { type Keeper, Role, type Shelf, SHIM_SLOT, unkept } from "./record/keeper.ts";
 import type { ShimRecord } from "./record/record.ts";
 import { Recorder } from "./record/recorder.ts";
-import { INSPECT_SERVICE, inspection } from "./service/inspection.ts";
+import { type Describer, INSPECT_SERVICE, inspection } from "./service/inspection.ts";
 import { LazyService } from "./service/lazy.ts";
 import { type Calls, crashOf, type KeeperOfAnother, type Past, takeOver } from "./takeover.ts";
 import { type BegunCall, Server } from "./ttrpc/server.ts";
@@ -467,12 +466,12 @@ export class Shim {
     );
   }
 
-  async #loadDescription(): Promise<() => Description> {
+  async #loadDescription(): Promise<Describer> {
     const { describe, describeProcess } = await import("./dump.ts");
     const { host, poller } = this.#place;
-    return () => {
+    return (isWhole) => {
       // In a host, memory and descriptors are all its containers'.
-      const process = host === undefined ? describeProcess(poller) : undefined;
+      const process = isWhole && host === undefined ? describeProcess(poller) : undefined;
       return describe(this.subjects, { host: host?.(), process });
     };
   }
@@ -480,7 +479,7 @@ export class Shim {
   async #dump(): Promise<void> {
     const { linesOf, writeDump } = await import("./dump.ts");
     const { cwd } = this.#identity;
-    const text = linesOf((await this.#loadDescription())());
+    const text = linesOf((await this.#loadDescription())(true));
     for (const line of text) this.log.info(line);
     this.#place.timer(DUMP_DELAY_MS, () => {
       // What is still there has no reader: it would be lost with this process.

@@ -2,7 +2,7 @@
 
 import { type Description, description } from "../description.ts";
 import { messageOf } from "../errors.ts";
-import { INSPECT_METHOD, INSPECT_SERVICE } from "../service/inspection.ts";
+import { INSPECT_METHOD, INSPECT_SERVICE, WHOLE } from "../service/inspection.ts";
 import { SERVICE } from "../service/lazy.ts";
 import { Client } from "../ttrpc/client.ts";
 import { Code, StatusError } from "../ttrpc/status.ts";
@@ -33,33 +33,62 @@ export type Answer =
   | { readonly kind: "hanging"; readonly error: string }
   | { readonly kind: "failed"; readonly error: string };
 
+/**
+ * How long shims are waited for that are asked together: until none of them has been heard of for a while. On a machine that is
+ * busy all are late, and none hangs.
+ */
+export class Patience implements Disposable {
+  readonly ms: number;
+  readonly #out = Promise.withResolvers<void>();
+  #timer: number;
+
+  constructor(ms: number) {
+    this.ms = ms;
+    this.#timer = setTimeout(() => this.#out.resolve(), ms);
+  }
+
+  /** Settled when it has run out. */
+  get out(): Promise<void> {
+    return this.#out.promise;
+  }
+
+  /** One of them has said something. */
+  heard(): void {
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => this.#out.resolve(), this.ms);
+  }
+
+  [Symbol.dispose](): void {
+    clearTimeout(this.#timer);
+  }
+}
+
 /** Options of {@link ask}. */
 export interface AskOptions {
-  /** How long all of it may take, in ms. */
-  readonly timeoutMs: number;
+  readonly patience: Patience;
+  /** Whether everything is wanted, the descriptors of a shim by itself among it. */
+  readonly isWhole: boolean;
   /** Whether an {@link Other} is asked for the container's further processes, which a Go shim starts the OCI runtime for. */
   readonly asksForExecs: boolean;
 }
 
 /** Asks. Never rejects. */
-export async function ask(shim: Found, { timeoutMs, asksForExecs }: AskOptions): Promise<Answer> {
+export async function ask(shim: Found, options: AskOptions): Promise<Answer> {
+  const { patience } = options;
   if (shim.obstacle !== undefined) return { kind: "failed", error: shim.obstacle };
-  const late = Promise.withResolvers<Answer>();
   let connection: Client | undefined;
-  const error = `no answer within ${timeoutMs} ms`;
-  const timer = setTimeout(() => late.resolve({ kind: "hanging", error }), timeoutMs);
+  const hanging: Answer = { kind: "hanging", error: `no answer within ${patience.ms} ms` };
   const answer = async (): Promise<Answer> => {
     try {
       connection = await connect(shim.addresses);
-      return await answerOf(connection, shim, { timeoutMs, asksForExecs });
+      return await answerOf(connection, shim, options);
     } catch (cause) {
       return { kind: "failed", error: messageOf(cause) };
     }
   };
   try {
-    return await Promise.race([answer(), late.promise]);
+    return await Promise.race([answer(), patience.out.then(() => hanging)]);
   } finally {
-    clearTimeout(timer);
     connection?.close();
   }
 }
@@ -78,9 +107,9 @@ async function answerOf(client: Client, shim: Found, options: AskOptions): Promi
   // A Go shim wants it.
   const metadata = { "containerd-namespace-ttrpc": shim.namespace };
   const call = (service: string, method: string, payload: Uint8Array) =>
-    client.call(service, method, payload, { metadata });
+    client.call(service, method, payload, { metadata }).finally(() => options.patience.heard());
   try {
-    const payload = await call(INSPECT_SERVICE, INSPECT_METHOD, new Uint8Array());
+    const payload = await call(INSPECT_SERVICE, INSPECT_METHOD, options.isWhole ? WHOLE : new Uint8Array());
     const value: unknown = JSON.parse(new TextDecoder().decode(payload));
     return { kind: "ours", description: description(value, "the answer") };
   } catch (error) {

@@ -53,9 +53,8 @@ export function findShims(): Node {
     const stat = options && statOf(pid);
     if (options === undefined || stat === undefined || stat.state === "Z") return false;
     const { socket, name } = listenerOf(pid, networks);
-    const mayLook = descriptorsOf(pid) !== undefined;
-    // Without a socket it is not one yet, or no more.
-    if (mayLook && socket === undefined) return false;
+    // Without a socket it is not one yet, or no more: if that can be seen.
+    if (socket === undefined && descriptorsOf(pid) !== undefined) return false;
     found.set(pid, {
       pid,
       namespace: options.namespace,

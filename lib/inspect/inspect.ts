@@ -5,7 +5,7 @@
 
 import { INSPECT, parseCommand, usageOfCommand } from "../commands.ts";
 import { UsageError } from "../cli.ts";
-import { ask } from "./ask.ts";
+import { ask, Patience } from "./ask.ts";
 import { findShims } from "./find.ts";
 import { type Report, reportDead, Reporter } from "./report.ts";
 import { details, table } from "./table.ts";
@@ -69,7 +69,7 @@ export async function run(args: readonly string[], say: (text: string) => void):
 
 /** Looks, and shows it. */
 async function show({ name, isJson, watches, ...request }: Request, say: (text: string) => void): Promise<number> {
-  const all = await look({ ...request, watches });
+  const all = await look({ ...request, name, watches });
   const shown = name === undefined
     ? all
     : all.filter(({ namespace, id }) => name === id || name === `${namespace}/${id}`);
@@ -94,13 +94,14 @@ async function show({ name, isJson, watches, ...request }: Request, say: (text: 
 }
 
 /** Finds all shims and asks them. */
-async function look({ namespace, timeoutMs, watches }: Omit<Request, "name" | "isJson">): Promise<Report[]> {
+async function look({ name, namespace, timeoutMs, watches }: Omit<Request, "isJson">): Promise<Report[]> {
   const isWanted = (each: { readonly namespace: string }) => namespace === "" || each.namespace === namespace;
   const { shims, dead } = findShims();
   const reporter = new Reporter();
-  const options = { timeoutMs, asksForExecs: !watches };
+  using patience = new Patience(timeoutMs);
+  const options = { patience, isWhole: name !== undefined, asksForExecs: !watches };
   const reports = await Promise.all(
-    shims.filter(isWanted).map(async (shim) => reporter.report(shim, await ask(shim, options))),
+    shims.filter(isWanted).map(async (shim) => reporter.report(shim, await ask(shim, options), options.isWhole)),
   );
   return [...reports, ...dead.filter(isWanted).map(reportDead)]
     .toSorted((a, b) => compare(a.namespace, b.namespace) || compare(a.id, b.id) || a.shimPid - b.shimPid);

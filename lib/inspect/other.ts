@@ -8,7 +8,7 @@ const v1 = containerd.runtime.linux.shim.v1;
 const { Status } = containerd.v1.types;
 const MS = 1000;
 const NS_PER_MS = 1_000_000;
-/** How much of the time is left for State and ShimInfo once the further processes have not come. */
+/** How much of the patience is for further processes: if they do not come, the rest is told. */
 const EXECS_SHARE = 0.8;
 /** How many shims may have a runtime started for them at once. */
 const RUNTIMES = 4;
@@ -29,11 +29,11 @@ type Call = (method: string, payload: Uint8Array) => Promise<Uint8Array>;
  *
  * @throws {StatusError}
  */
-export async function askOther(call: Call, id: string, { timeoutMs, asksForExecs }: AskOptions): Promise<Other> {
+export async function askOther(call: Call, id: string, { patience, asksForExecs }: AskOptions): Promise<Other> {
   const [pid, init, execs] = await Promise.all([
     unlessUnknown(shimPid(call)),
     unlessUnknown(state(call, id)),
-    asksForExecs ? within(timeoutMs * EXECS_SHARE, execsOf(call, id)) : undefined,
+    asksForExecs ? execsInTime(call, id, patience.ms * EXECS_SHARE) : undefined,
   ]);
   return { pid, init, execs: init === undefined ? undefined : execs };
 }
@@ -51,8 +51,12 @@ async function state(call: Call, id: string): Promise<OtherProcess> {
   return { id, pid, state: STATES[status] ?? "unknown", exit };
 }
 
-async function execsOf(call: Call, id: string): Promise<OtherProcess[]> {
+async function execsInTime(call: Call, id: string, ms: number): Promise<OtherProcess[] | undefined> {
   using _turn = await turn();
+  return await within(ms, execsOf(call, id));
+}
+
+async function execsOf(call: Call, id: string): Promise<OtherProcess[]> {
   const { processes } = v1.ListPidsResponse.decode(await call("ListPids", v1.ListPidsRequest.encode({ id }).finish()));
   const ids = (processes ?? []).flatMap(({ info }) =>
     info?.type_url === "containerd.linux.runc.ProcessDetails"

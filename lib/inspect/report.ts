@@ -68,8 +68,12 @@ export class Reporter {
   readonly #now = Date.now();
   readonly #memory = new Map<number, Promise<number | undefined>>();
 
-  /** Tells of a shim that runs. */
-  async report(shim: Found, answer: Answer): Promise<Report> {
+  /**
+   * Tells of a shim that runs.
+   *
+   * @param isWhole whether everything has been asked for
+   */
+  async report(shim: Found, answer: Answer, isWhole: boolean): Promise<Report> {
     const { pid, namespace, id, bundle, addresses, isStopped, startedAt } = shim;
     const uptimeSeconds = Math.max(0, this.#uptime - startedAt);
     const stopped = isStopped ? `process ${pid} has been stopped by a signal: SIGCONT has it go on` : undefined;
@@ -77,7 +81,7 @@ export class Reporter {
     return {
       ...NOTHING,
       ...{ namespace, id, shimPid: pid },
-      ...await this.#told(answer),
+      ...await this.#told(answer, isWhole),
       startedAt: iso(this.#now - uptimeSeconds * MS),
       uptimeSeconds: Math.round(uptimeSeconds * MS) / MS,
       memoryBytes: await this.#memoryOf(pid) ?? null,
@@ -93,10 +97,10 @@ export class Reporter {
     return known;
   }
 
-  #told(answer: Answer): Partial<Report> | Promise<Partial<Report>> {
+  #told(answer: Answer, isWhole: boolean): Partial<Report> | Promise<Partial<Report>> {
     switch (answer.kind) {
       case "ours":
-        return this.#ours(answer.description);
+        return this.#ours(answer.description, isWhole);
       case "other": {
         const { init, execs } = answer.other;
         const processes = init === undefined ? [] : execs === undefined ? null : [init, ...execs].map(ofOther);
@@ -114,7 +118,7 @@ export class Reporter {
     }
   }
 
-  async #ours(description: Description): Promise<Partial<Report>> {
+  async #ours(description: Description, isWhole: boolean): Promise<Partial<Report>> {
     const { host, eventsWaiting, lastEvent, crashes } = description;
     const processes = description.processes.map(({ id, pid, state, exit, moved }) => ({
       ...{ id, pid, state, ...ofExit(exit) },
@@ -139,7 +143,7 @@ export class Reporter {
       eventsWaiting,
       callsInFlight: description.calls.map(({ method, ageMs }) => ({ method, seconds: Math.round(ageMs) / MS })),
       hostDeaths: { count: crashes.count, at: iso(crashes.at), reason: crashes.reason },
-      dump: linesOf(description),
+      dump: isWhole ? linesOf(description) : null,
     };
   }
 }

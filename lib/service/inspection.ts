@@ -6,19 +6,26 @@ import type { Handler, Methods } from "../ttrpc/server.ts";
 /** The service's full name. A shim that does not have it answers UNIMPLEMENTED. */
 export const INSPECT_SERVICE = "containerd.shim.deno.v1.Inspect";
 
-/** Its method: nothing is asked, the answer is a {@link Description} as JSON. */
+/** Its method: the answer is a {@link Description} as JSON. */
 export const INSPECT_METHOD = "Inspect";
 
+/** What is asked when the description is to be whole; nothing, when it is not. */
+export const WHOLE = new TextEncoder().encode("whole");
+
+/** Describes the shim; what takes some time only when that `isWhole`. */
+export type Describer = (isWhole: boolean) => Description;
+
 /** @param load what describes the shim; called when it is first asked */
-export function inspection(load: () => Promise<() => Description>): Methods {
-  let describe: (() => Description) | undefined;
-  const answer = () => new TextEncoder().encode(JSON.stringify(describe!()));
-  const inspect: Handler = () => {
+export function inspection(load: () => Promise<Describer>): Methods {
+  let describe: Describer | undefined;
+  const answer = (isWhole: boolean) => new TextEncoder().encode(JSON.stringify(describe!(isWhole)));
+  const inspect: Handler = (payload) => {
+    const isWhole = payload.length > 0;
     // What is answered at once is noted nowhere.
-    if (describe !== undefined) return answer();
+    if (describe !== undefined) return answer(isWhole);
     return load().then((loaded) => {
       describe = loaded;
-      return answer();
+      return answer(isWhole);
     });
   };
   return new Map([[INSPECT_METHOD, inspect]]);

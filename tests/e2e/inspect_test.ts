@@ -286,7 +286,8 @@ onlyOurs(
         await theirs.must("task", "kill", "--signal", "9", id);
         await until("it has stopped", async () => (await inspectOne(theirs.namespace, id)).exitStatus === 137);
         // It has been asked often, and is still there.
-        await theirs.end(id);
+        await theirs.must("task", "delete", id);
+        await theirs.must("container", "delete", id);
         await ours.end(id);
       }, { shim: GO })
     ),
