@@ -40,7 +40,7 @@ export type Answer =
 export class Patience implements Disposable {
   readonly ms: number;
   readonly #out = Promise.withResolvers<void>();
-  #timer: number;
+  #timer: ReturnType<typeof setTimeout>;
 
   constructor(ms: number) {
     this.ms = ms;
