@@ -69,10 +69,7 @@ export async function run(args: readonly string[], say: (text: string) => void):
 
 /** Looks, and shows it. */
 async function show({ name, isJson, watches, ...request }: Request, say: (text: string) => void): Promise<number> {
-  const all = await look({ ...request, name, watches });
-  const shown = name === undefined
-    ? all
-    : all.filter(({ namespace, id }) => name === id || name === `${namespace}/${id}`);
+  const shown = await look({ ...request, name, watches });
   const isTerminal = Deno.stdout.isTerminal();
   const style = { hasColours: isTerminal && !Deno.env.get("NO_COLOR"), now: Date.now() };
   const isRedrawn = watches && isTerminal && !isJson;
@@ -93,17 +90,26 @@ async function show({ name, isJson, watches, ...request }: Request, say: (text: 
   return shown.some(({ error }) => error !== null) ? NOT_ALL : DONE;
 }
 
-/** Finds all shims and asks them. */
+/** A container, as it can be named. */
+type Named = Pick<Report, "namespace" | "id">;
+
+/** Finds the shims that are wanted and asks them. */
 async function look({ name, namespace, timeoutMs, watches }: Omit<Request, "isJson">): Promise<Report[]> {
-  const isWanted = (each: { readonly namespace: string }) => namespace === "" || each.namespace === namespace;
+  const isNamed = (each: Named) => name === undefined || name === each.id || name === `${each.namespace}/${each.id}`;
+  const isIn = (each: Named) => namespace === "" || each.namespace === namespace;
   const { shims, dead } = findShims();
+  const all = shims.filter(isIn);
+  const named = all.filter(isNamed);
   const reporter = new Reporter();
   using patience = new Patience(timeoutMs);
   const options = { patience, isWhole: name !== undefined, asksForExecs: !watches };
   const reports = await Promise.all(
-    shims.filter(isWanted).map(async (shim) => reporter.report(shim, await ask(shim, options), options.isWhole)),
+    // The folders of one may have other names than its container.
+    (named.length > 0 ? named : all).map(async (shim) =>
+      reporter.report(shim, await ask(shim, options), options.isWhole)
+    ),
   );
-  return [...reports, ...dead.filter(isWanted).map(reportDead)]
+  return [...reports, ...dead.filter(isIn).map(reportDead)].filter(isNamed)
     .toSorted((a, b) => compare(a.namespace, b.namespace) || compare(a.id, b.id) || a.shimPid - b.shimPid);
 }
 
