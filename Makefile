@@ -103,10 +103,10 @@ soak: bin/containerd-shim
 
 # What is there is installed, without anything that built it.
 install: $(if $(wildcard bin/containerd-shim.8),,all)
-	DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' sh packaging/install.sh install
+	DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' sh lib/packaging/install.sh install
 
 uninstall:
-	DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' sh packaging/install.sh uninstall
+	DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' sh lib/packaging/install.sh uninstall
 
 # bin/containerd-shim-deno_VERSION_amd64.deb
 # It is made anew: the commit may be another than when bin was made, and the code the same.
@@ -118,7 +118,7 @@ deb: all
 
 # What Debian's own check says of it.
 deb-check: deb
-	sh packaging/check.sh
+	sh lib/packaging/check.sh
 
 clean:
 	rm -rf bin build $(API)

@@ -47,8 +47,6 @@ export const INSPECT = {
     "A state may also be the shim's: hanging when it has not answered in time, no answer when it cannot be asked, dead when " +
     "it has ended and nobody has cleaned up. A line at the end says more. Nothing is changed: a shim is asked over its own " +
     "socket, as the user whose it is.",
-    "It ends with 0; with 1 when a shim has not answered, or there is no such container; and with 2 when it has been called " +
-    "wrongly.",
     "With -json it is a list of objects, or one object for ID. Sizes are in bytes, spans in seconds, times as in ISO 8601, " +
     "and what is not known is null: namespace, id, shimPid, shape (hosted, alone, other), host (pid, socket, containers, " +
     "memoryBytes), state, initPid, exitStatus, exitedAt, execs, processes (id, pid, state, exitStatus, exitedAt, movedBytes " +
@@ -67,6 +65,10 @@ export const INSPECT = {
         "how long nothing is to be heard of any shim before those that have not answered are taken for hanging, in ms or s",
     },
     { name: "watch", type: "bool", default: false, help: "look again every 2 s, until interrupted" },
+  ],
+  exits: [
+    ["0", "Every shim has answered."],
+    ["1", "One has not, or there is no such container."],
   ],
 } as const satisfies Command;
 

@@ -2,7 +2,11 @@
 
 import { count, fields, list, maybe, type Of, text, time } from "./record/schema.ts";
 
-/** The process of many containers that a shim lives in. */
+/**
+ * The process of many containers that a shim lives in.
+ *
+ * @internal its fields are those written here
+ */
 export const hostDescription = fields({
   pid: count,
   /** Of its socket. */
@@ -10,10 +14,18 @@ export const hostDescription = fields({
   containers: count,
 });
 
-/** See {@link hostDescription}. */
+/**
+ * See {@link hostDescription}.
+ *
+ * @internal its fields are those written there
+ */
 export type HostDescription = Of<typeof hostDescription>;
 
-/** Memory and descriptors of a process, in bytes. */
+/**
+ * Memory and descriptors of a process, in bytes.
+ *
+ * @internal its fields are those written here
+ */
 export const processDescription = fields({
   memory: fields({ rss: count, heapUsed: count, external: count }),
   /** How many of the descriptors are watched. */
@@ -21,10 +33,18 @@ export const processDescription = fields({
   descriptors: list(fields({ number: count, what: text })),
 });
 
-/** See {@link processDescription}. */
+/**
+ * See {@link processDescription}.
+ *
+ * @internal its fields are those written there
+ */
 export type ProcessDescription = Of<typeof processDescription>;
 
-/** All of it. Times are in ms, since the epoch where they are points in time. */
+/**
+ * All of it. Times are in ms, since the epoch where they are points in time.
+ *
+ * @internal its fields are those written here
+ */
 export const description = fields({
   /** The container's shim, as containerd knows it. */
   pid: count,
@@ -52,5 +72,9 @@ export const description = fields({
   process: maybe(processDescription),
 });
 
-/** See {@link description}. */
+/**
+ * See {@link description}.
+ *
+ * @internal its fields are those written there
+ */
 export type Description = Of<typeof description>;

@@ -10,6 +10,7 @@ import type { Found } from "./find.ts";
 
 /** What a shim answers that does not have our service: a Go shim, or an older build of this one. */
 export interface Other {
+  /** The shim's own, by ShimInfo. */
   readonly pid: number | undefined;
   /** Undefined when there is no container, or none has been created yet. */
   readonly init: OtherProcess | undefined;
@@ -19,9 +20,13 @@ export interface Other {
 
 /** A process of a container, by State and ListPids. */
 export interface OtherProcess {
+  /** Its container's for init, and the exec's for another. */
   readonly id: string;
+  /** In the namespace of this process. */
   readonly pid: number;
+  /** As this project's shim calls it. */
   readonly state: string;
+  /** Of one that has ended; `at` is in ms since the epoch. */
   readonly exit: { readonly status: number; readonly at: number } | undefined;
 }
 
@@ -38,11 +43,13 @@ export type Answer =
  * busy all are late, and none hangs.
  */
 export class Patience implements Disposable {
+  /** How long nothing may be heard, in ms. */
   readonly ms: number;
   readonly #out = Promise.withResolvers<void>();
   readonly #timer: ReturnType<typeof setInterval>;
   #left = PARTS;
 
+  /** Begins to run out, until disposed of. */
   constructor(ms: number) {
     this.ms = ms;
     this.#timer = setInterval(() => {
@@ -60,6 +67,7 @@ export class Patience implements Disposable {
     this.#left = PARTS;
   }
 
+  /** Ends the waiting; {@link out} may never be settled then. */
   [Symbol.dispose](): void {
     clearInterval(this.#timer);
   }
@@ -70,6 +78,7 @@ const PARTS = 8;
 
 /** Options of {@link ask}. */
 export interface AskOptions {
+  /** Shared by all that are asked together. */
   readonly patience: Patience;
   /** Whether everything is wanted, the descriptors of a shim by itself among it. */
   readonly isWhole: boolean;

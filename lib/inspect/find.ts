@@ -1,11 +1,13 @@
 /** Which shims of runtime v1 run on this node, of whatever make: by what /proc tells of their processes. */
 
 import { FLAGS, type Options, parse } from "../cli.ts";
-import { argumentsOf, descriptorsOf, linkOf, type Listeners, listenersSeenBy, pids, statOf, userOf } from "./proc.ts";
+import { argumentsOf, descriptorsOf, lifeOf, linkOf, type Listeners, listenersSeenBy, pids, userOf } from "./proc.ts";
 
 /** A shim's process. */
 export interface Found {
+  /** In the namespace of this process. */
   readonly pid: number;
+  /** containerd's, by the flag `-namespace`. */
   readonly namespace: string;
   /** The container's, by its folders' name. */
   readonly id: string;
@@ -23,16 +25,23 @@ export interface Found {
 
 /** A container whose shim has died, and that nobody has cleaned up after. */
 export interface Dead {
+  /** That the shim had, by the file `shim.pid` of the bundle. */
   readonly pid: number;
+  /** containerd's, by the folder that the bundle is in. */
   readonly namespace: string;
+  /** The container's, by the bundle's name. */
   readonly id: string;
+  /** The bundle's folder. */
   readonly bundle: string;
+  /** Where its socket was, by the file `address` of the bundle. */
   readonly address: string;
 }
 
 /** What there is on this node. */
 export interface Node {
+  /** Those that run. */
   readonly shims: readonly Found[];
+  /** Those that have died with their containers still to be cleaned up. */
   readonly dead: readonly Dead[];
 }
 
@@ -50,7 +59,7 @@ export function findShims(): Node {
   const found = new Map<number, Found & { readonly socket: string | undefined }>();
   const look = (pid: number) => {
     const options = optionsOf(argumentsOf(pid) ?? []);
-    const stat = options && statOf(pid);
+    const stat = options && lifeOf(pid);
     if (options === undefined || stat === undefined || stat.state === "Z") return false;
     const { socket, name } = listenerOf(pid, networks);
     // Without a socket it is not one yet, or no more: if that can be seen.

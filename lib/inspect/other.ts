@@ -22,7 +22,7 @@ const STATES: Readonly<Record<number, string>> = {
 };
 
 /** Calls a method of the Shim service. */
-type Call = (method: string, payload: Uint8Array) => Promise<Uint8Array>;
+export type Call = (method: string, payload: Uint8Array) => Promise<Uint8Array>;
 
 /**
  * Asks.

@@ -1,7 +1,9 @@
 /** What /proc tells of other processes: proc(5). Each is undefined of a process that has gone, or that this one may not look at. */
 
+import { statOf } from "../../ffi/process.ts";
+
 /** A process, as `/proc/PID/stat` has it. */
-export interface Stat {
+export interface Life {
   /** R, S, T, … */
   readonly state: string;
   /** In seconds since the machine has started. */
@@ -25,11 +27,10 @@ export function argumentsOf(pid: number): string[] | undefined {
   return attempt(() => Deno.readTextFileSync(`/proc/${pid}/cmdline`))?.split("\0").slice(0, -1);
 }
 
-export function statOf(pid: number): Stat | undefined {
-  const text = attempt(() => Deno.readTextFileSync(`/proc/${pid}/stat`));
-  if (text === undefined) return undefined;
-  // The name, in parentheses, may have any character in it.
-  const fields = text.slice(text.lastIndexOf(")") + 2).split(" ");
+/** Whether it runs, and since when. */
+export function lifeOf(pid: number): Life | undefined {
+  const fields = statOf(pid);
+  if (fields.length === 0) return undefined;
   return { state: fields[STATE]!, startedAt: Number(fields[START_TIME]) / TICKS };
 }
 

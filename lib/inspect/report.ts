@@ -8,10 +8,15 @@ import { privateMemoryOf, uptime } from "./proc.ts";
 
 /** A process of a container. */
 export interface ProcessReport {
+  /** The container's for init, and the exec's for another. */
   readonly id: string;
+  /** In the namespace of this process. */
   readonly pid: number;
+  /** created, running, pausing, paused, stopped. */
   readonly state: string;
+  /** 128 and the number of the signal, where one has ended it. */
   readonly exitStatus: number | null;
+  /** When it ended. */
   readonly exitedAt: string | null;
   /** By stream; null where the shim does not tell. */
   readonly movedBytes: Readonly<Record<string, number>> | null;
@@ -19,40 +24,59 @@ export interface ProcessReport {
 
 /** The process that a shim lives in together with others. */
 export interface HostReport {
+  /** In the namespace of this process. */
   readonly pid: number;
+  /** Where holders find it. */
   readonly socket: string;
+  /** How many live in it. */
   readonly containers: number;
+  /** Private memory of it that has been written to. */
   readonly memoryBytes: number | null;
 }
 
 /** A shim. What is not known is null; times of the day are as ISO 8601 has them. */
 export interface Report {
+  /** containerd's. */
   readonly namespace: string;
+  /** The container's. */
   readonly id: string;
+  /** The process that containerd knows as the shim. */
   readonly shimPid: number;
   /** hosted; alone; other: a Go shim, or an older build of this one; null when it has not answered. */
   readonly shape: "hosted" | "alone" | "other" | null;
+  /** Where the shape is hosted. */
   readonly host: HostReport | null;
   /** The container's: none, created, running, pausing, paused, stopped; or the shim's: hanging, no answer, dead. */
   readonly state: string;
+  /** The container's first process. */
   readonly initPid: number | null;
+  /** That the container has ended with. */
   readonly exitStatus: number | null;
+  /** When it has. */
   readonly exitedAt: string | null;
+  /** How many processes there are besides the first. */
   readonly execs: number | null;
   /** Init first. */
   readonly processes: readonly ProcessReport[] | null;
+  /** When the shim's process was started. */
   readonly startedAt: string | null;
+  /** Since then. */
   readonly uptimeSeconds: number | null;
   /** Private memory of the shim's own process that has been written to. */
   readonly memoryBytes: number | null;
   /** Of all processes and streams. */
   readonly movedBytes: number | null;
+  /** The last that there was for containerd, delivered or not. */
   readonly lastEvent: { readonly topic: string; readonly at: string } | null;
+  /** How many have not been delivered. */
   readonly eventsWaiting: number | null;
+  /** Calls that have not been answered, and for how long. */
   readonly callsInFlight: readonly { readonly method: string; readonly seconds: number }[] | null;
   /** How many hosts of it have died, and when and how the last has. */
   readonly hostDeaths: { readonly count: number; readonly at: string; readonly reason: string } | null;
+  /** The bundle's folder. */
   readonly bundle: string | null;
+  /** Where the shim is asked. */
   readonly socket: string | null;
   /** What SIGUSR1 would have written down. */
   readonly dump: readonly string[] | null;

@@ -10,12 +10,16 @@ export const INSPECT_SERVICE = "containerd.shim.deno.v1.Inspect";
 export const INSPECT_METHOD = "Inspect";
 
 /** What is asked when the description is to be whole; nothing, when it is not. */
-export const WHOLE = new TextEncoder().encode("whole");
+export const WHOLE: Uint8Array<ArrayBuffer> = new TextEncoder().encode("whole");
 
 /** Describes the shim; what takes some time only when that `isWhole`. */
 export type Describer = (isWhole: boolean) => Description;
 
-/** @param load what describes the shim; called when it is first asked */
+/**
+ * The service.
+ *
+ * @param load what describes the shim; called when it is first asked
+ */
 export function inspection(load: () => Promise<Describer>): Methods {
   let describe: Describer | undefined;
   const answer = (isWhole: boolean) => new TextEncoder().encode(JSON.stringify(describe!(isWhole)));

@@ -1,6 +1,6 @@
 /** A machine whose packages are a test's own: what is installed and removed there is seen nowhere else. */
 
-import { makePackage, PACKAGE } from "../../packaging/deb.ts";
+import { makePackage, PACKAGE } from "../../lib/packaging/deb.ts";
 import { must, type Result, run } from "./command.ts";
 import { newPlace, OUR_EXECUTABLE } from "./env.ts";
 import { emptyFolder, type Machine, withMachine } from "./host.ts";

@@ -3,7 +3,7 @@
 import { assertEquals, assertMatch } from "@std/assert";
 import config from "../../deno.json" with { type: "json" };
 import { type Commit, commitOf } from "../../lib/standalone/commit.ts";
-import { versionOf } from "../../packaging/deb.ts";
+import { versionOf } from "../../lib/packaging/deb.ts";
 import { must } from "../e2e/command.ts";
 
 const TIME = Date.UTC(2026, 10, 25, 10, 38, 17) / 1000;

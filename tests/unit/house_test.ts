@@ -41,7 +41,7 @@ function imports(): Map<string, Set<string>> {
     const uses = found.get(nameOf(path)) ?? new Set<string>();
     found.set(nameOf(path), uses);
     const source = Deno.readTextFileSync(new URL(path, root)).replace(/^\s*(\/?\*|\/\/).*$/gm, "");
-    for (const [, , imported] of source.matchAll(/\b(from|import)[\s(]*"(\.[^"]+)"/g)) {
+    for (const [, , imported] of source.matchAll(/\b(from|import)[\s(]*"(\.[^"]+(?<!\.json))"/g)) {
       const target = new URL(imported!, new URL(path, root)).href.slice(root.href.length);
       if (nameOf(target) !== nameOf(path)) uses.add(nameOf(target));
     }

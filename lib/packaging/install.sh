@@ -3,7 +3,7 @@
 # packager. A file that is somebody else's is neither replaced nor removed.
 set -eu
 
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 root=${DESTDIR-}${PREFIX:-/usr/local}
 executable=$root/bin/containerd-shim
 page=$root/share/man/man8/containerd-shim.8

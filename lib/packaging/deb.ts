@@ -1,17 +1,17 @@
 /**
- * Makes a Debian package of what is in bin: `deno run -A packaging/deb.ts`, where dpkg-deb(1) is.
+ * Makes a Debian package of what is in bin: `deno run -A lib/packaging/deb.ts`, where dpkg-deb(1) is.
  *
  * The package diverts containerd's own /usr/bin/containerd-shim, and puts it back when it is removed: debian/preinst,
  * debian/postrm. The same commit gives the same package.
  */
 import { parseArgs } from "@std/cli/parse-args";
-import config from "../deno.json" with { type: "json" };
-import { type Commit, commitOf } from "../lib/standalone/commit.ts";
+import config from "../../deno.json" with { type: "json" };
+import { type Commit, commitOf } from "../standalone/commit.ts";
 
 /** How the package is called. */
 export const PACKAGE = "containerd-shim-deno";
 
-const ROOT = decodeURIComponent(new URL("../", import.meta.url).pathname);
+const ROOT = decodeURIComponent(new URL("../../", import.meta.url).pathname);
 const SCRIPTS = ["preinst", "postinst", "postrm"];
 
 /** What the executable may be linked with, and the packages that have it; how old they may be is what its symbols say. */
@@ -39,6 +39,7 @@ const DESCRIPTION = `Description: shim of containerd's runtime v1, on Deno
 
 /** Options of {@linkcode makePackage}. */
 export interface PackageOptions {
+  /** What is packed, when not what `make` leaves. */
   readonly executable?: string;
   /** Of the package, when not what {@linkcode versionOf} says. */
   readonly version?: string;
@@ -76,8 +77,8 @@ export async function makePackage(options: PackageOptions = {}): Promise<string>
       "usr/share/man/man8/containerd-shim.8.gz",
       await gzip(await Deno.readFile(`${ROOT}bin/containerd-shim.8`)),
     );
-    await copy(`${ROOT}packaging/debian/copyright`, `${documents}/copyright`);
-    await copy(`${ROOT}packaging/debian/lintian-overrides`, `usr/share/lintian/overrides/${PACKAGE}`);
+    await copy(`${ROOT}lib/packaging/debian/copyright`, `${documents}/copyright`);
+    await copy(`${ROOT}lib/packaging/debian/lintian-overrides`, `usr/share/lintian/overrides/${PACKAGE}`);
     await copy(`${ROOT}bin/containerd-shim.cdx.json`, `${documents}/containerd-shim.cdx.json`);
     await copy(`${ROOT}README.md`, `${documents}/README.md`);
     const changes = await Deno.readFile(`${ROOT}CHANGELOG.md`).catch(() => undefined);
@@ -86,7 +87,7 @@ export async function makePackage(options: PackageOptions = {}): Promise<string>
 
     const sums = await run(["sh", "-c", "find usr -type f | LC_ALL=C sort | xargs md5sum"], { cwd: tree });
     const size = Number((await run(["du", "-sk", "--apparent-size", "usr"], { cwd: tree })).split("\t")[0]);
-    for (const script of SCRIPTS) await copy(`${ROOT}packaging/debian/${script}`, `DEBIAN/${script}`, 0o755);
+    for (const script of SCRIPTS) await copy(`${ROOT}lib/packaging/debian/${script}`, `DEBIAN/${script}`, 0o755);
     await put("DEBIAN/md5sums", sums);
     await put("DEBIAN/control", control(version, commit, size, await dependencies(executable)));
 
