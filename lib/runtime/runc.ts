@@ -149,15 +149,14 @@ const READING_TIMEOUT_MS = 10_000;
  * const runc = new Runc({
  *   command: "runc",
  *   root: "/run/runc",
- *   log: "/no-such-folder/log.json",
- *   cwd: "/",
+ *   cwd: "/proc",
  *   run: ({ args }) => {
  *     commands.push(args.join(" "));
  *     return Promise.resolve({ status: args.includes("pause") ? 1 : 0 });
  *   },
  * });
  * await runc.kill("c1", 9, true);
- * assertEquals(commands, ["runc --root /run/runc --log /no-such-folder/log.json --log-format json kill --all c1 9"]);
+ * assertEquals(commands, ["runc --root /run/runc --log /proc/log.json --log-format json kill --all c1 9"]);
  * await assertRejects(() => runc.pause("c1"), RuntimeError, "runc pause ended with status 1 and said nothing");
  * ```
  */
