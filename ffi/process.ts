@@ -115,6 +115,15 @@ export function statOf(pid: number): string[] {
   }
 }
 
+/** argv of a process; nothing of one of the kernel's, and of one that has ended. */
+export function argumentsOf(pid: number): string[] {
+  try {
+    return Deno.readTextFileSync(`/proc/${pid}/cmdline`).split("\0").slice(0, -1);
+  } catch {
+    return [];
+  }
+}
+
 /** The parent of a process; undefined when there is none, or the process has been reaped. */
 export function parentOf(pid: number): number | undefined {
   const [, parent] = statOf(pid);

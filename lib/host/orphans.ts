@@ -7,7 +7,7 @@ import { close } from "../../ffi/fd.ts";
 import { MemoryFile } from "../../ffi/memfd.ts";
 import { openPidfd } from "../../ffi/pidfd.ts";
 import { Event, type Poller } from "../../ffi/poll.ts";
-import { parentOf, reap, spawn } from "../../ffi/process.ts";
+import { argumentsOf, parentOf, reap, spawn } from "../../ffi/process.ts";
 import { sleep } from "../async.ts";
 import type { Place } from "../place.ts";
 import type { Creation } from "../shim.ts";
@@ -31,14 +31,6 @@ function isShims(pid: number): boolean {
   if (parent === undefined) return false;
   const args = argumentsOf(parent);
   return args.includes("-namespace") || args.includes("create");
-}
-
-function argumentsOf(pid: number): string[] {
-  try {
-    return Deno.readTextFileSync(`/proc/${pid}/cmdline`).split("\0");
-  } catch {
-    return [];
-  }
 }
 
 /** Runs a program as a child of this process, which has no others, and gives what it has printed. */

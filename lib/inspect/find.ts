@@ -1,7 +1,8 @@
 /** Which shims of runtime v1 run on this node, of whatever make: by what /proc tells of their processes. */
 
+import { argumentsOf } from "../../ffi/process.ts";
 import { FLAGS, type Options, parse } from "../cli.ts";
-import { argumentsOf, descriptorsOf, lifeOf, linkOf, type Listeners, listenersSeenBy, pids, userOf } from "./proc.ts";
+import { descriptorsOf, lifeOf, linkOf, type Listeners, listenersSeenBy, pids, userOf } from "./proc.ts";
 
 /** A shim's process. */
 export interface Found {
@@ -58,7 +59,7 @@ export function findShims(): Node {
   const networks = new Map<string, Listeners>();
   const found = new Map<number, Found & { readonly socket: string | undefined }>();
   const look = (pid: number) => {
-    const options = optionsOf(argumentsOf(pid) ?? []);
+    const options = optionsOf(argumentsOf(pid));
     const stat = options && lifeOf(pid);
     if (options === undefined || stat === undefined || stat.state === "Z") return false;
     const { socket, name } = listenerOf(pid, networks);

@@ -22,11 +22,6 @@ export function pids(): number[] {
   return Array.from(Deno.readDirSync("/proc"), ({ name }) => Number(name)).filter((pid) => pid > 0);
 }
 
-/** argv; empty for a process of the kernel, and for one that has ended and not been reaped. */
-export function argumentsOf(pid: number): string[] | undefined {
-  return attempt(() => Deno.readTextFileSync(`/proc/${pid}/cmdline`))?.split("\0").slice(0, -1);
-}
-
 /** Whether it runs, and since when. */
 export function lifeOf(pid: number): Life | undefined {
   const fields = statOf(pid);
