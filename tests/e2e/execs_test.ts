@@ -1,6 +1,7 @@
 /** Many execs in one container: each is told right, and the shim is afterwards what it was before. */
 
 import { assert, assertEquals } from "@std/assert";
+import { forAll, numbers } from "./at_a_time.ts";
 import { type Form, inEachForm, onlyOursInEachForm, SHIM } from "./env.ts";
 import { type Reader, Writer } from "./fifo.ts";
 import { names } from "./leftovers.ts";
@@ -71,11 +72,7 @@ async function runExec(shim: Shim, number: number): Promise<Ended> {
 /** Runs the execs from one number to another, so many at a time, and waits until all their ends have been published. */
 async function runExecs(shim: Shim, first: number, last: number): Promise<Ended[]> {
   const ended: Ended[] = [];
-  let next = first;
-  const worker = async () => {
-    while (next <= last) ended.push(await runExec(shim, next++));
-  };
-  await Promise.all(Array.from({ length: AT_A_TIME }, worker));
+  await forAll(numbers(first, last), AT_A_TIME, async (number) => ended.push(await runExec(shim, number)));
   await until("all exits are published", () => shim.events.published().length >= last);
   return ended;
 }

@@ -3,6 +3,7 @@
 import { assert, assertEquals, assertMatch, assertNotEquals } from "@std/assert";
 import { containerd as api } from "../../lib/api/mod.js";
 import { Client } from "../../lib/ttrpc/client.ts";
+import { forAll } from "./at_a_time.ts";
 import { must } from "./command.ts";
 import { SHIM } from "./env.ts";
 import { type Containerd, withContainerd } from "./harness.ts";
@@ -182,11 +183,7 @@ onlyHosted(
     withMachine(async (machine) => {
       await withContainerd(async (containerd) => {
         const ids = Array.from({ length: MANY }, () => containerd.newId());
-        let next = 0;
-        const worker = async () => {
-          while (next < MANY) await containerd.runDetached(ids[next++]!, ["/bin/sleep", "1000"]);
-        };
-        await Promise.all(Array.from({ length: AT_A_TIME }, worker));
+        await forAll(ids, AT_A_TIME, (id) => containerd.runDetached(id, ["/bin/sleep", "1000"]));
 
         const tasks = (await containerd.must("task", "ls")).match(/ RUNNING$/gm) ?? [];
         assertEquals(tasks.length, MANY);

@@ -47,7 +47,7 @@ export function parseTable(text: string): { readonly rows: Record<string, string
   return { rows, remarks };
 }
 
-/** Looks at a container's report until it is as wanted. */
+/** The one report that there must be of a container. */
 export function only(reports: readonly Report[], id: string): Report {
   const found = reports.filter((each) => each.id === id);
   assertEquals(found.length, 1, `${id} is there ${found.length} times`);

@@ -1,6 +1,7 @@
 /** `containerd-shim inspect`: what it tells of each container, and that it tells it soon, whatever a shim is doing. */
 
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
+import { forAll } from "./at_a_time.ts";
 import { type Running, start } from "./command.ts";
 import { type Form, onlyOurs, onlyOursInEachForm, OUR_EXECUTABLE } from "./env.ts";
 import { type Containerd, withContainerd } from "./harness.ts";
@@ -26,15 +27,6 @@ const KIB = 1024;
 const INTERRUPTED = 130;
 
 const ANOTHER = "it is about this project's command";
-
-/** Does something for each of many, some at once. */
-async function forAll<T>(items: readonly T[], work: (item: T) => Promise<unknown>): Promise<void> {
-  const queue = [...items];
-  const worker = async () => {
-    for (let item = queue.shift(); item !== undefined; item = queue.shift()) await work(item);
-  };
-  await Promise.all(Array.from({ length: AT_ONCE }, worker));
-}
 
 /** Runs a command on a terminal that the test types on: script(1). */
 function onTerminal(command: readonly string[], environment: readonly string[] = []): Running {
@@ -163,7 +155,7 @@ onlyOurs(
   () =>
     withContainerd(async (containerd) => {
       const ids = Array.from({ length: MANY }, () => containerd.newId());
-      await forAll(ids, (id) => containerd.runDetached(id, ["/bin/sleep", "1000"]));
+      await forAll(ids, AT_ONCE, (id) => containerd.runDetached(id, ["/bin/sleep", "1000"]));
       const { namespace } = containerd;
       const { code, reports } = await inspectAll(namespace);
       assertEquals(code, 0);
@@ -211,7 +203,7 @@ onlyOurs(
         assertEquals(parseTable(stdout).remarks.length, 2, stdout);
       });
       await containerd.start();
-      await forAll(ids, (id) => id === dead ? containerd.must("container", "delete", id) : containerd.end(id));
+      await forAll(ids, AT_ONCE, (id) => id === dead ? containerd.must("container", "delete", id) : containerd.end(id));
     }),
 );
 

@@ -8,6 +8,7 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { containerd as api } from "../../lib/api/mod.js";
 import { Client } from "../../lib/ttrpc/client.ts";
+import { forAll, numbers } from "./at_a_time.ts";
 import { must, run } from "./command.ts";
 import { onlyOurs } from "./env.ts";
 import { collectExits, type Exits } from "./exits.ts";
@@ -43,15 +44,6 @@ function linesOf(bytes: number): number {
     left -= count * (digits + 1);
   }
   return lines;
-}
-
-/** Does something for each number from 1 to `last`, so many at a time. */
-async function forEach(last: number, atATime: number, work: (number: number) => Promise<void>): Promise<void> {
-  let next = 1;
-  const worker = async () => {
-    while (next <= last) await work(next++);
-  };
-  await Promise.all(Array.from({ length: atATime }, worker));
 }
 
 /** Runs an exec to its end, which says its number, and ends with it. */
@@ -130,7 +122,7 @@ onlyOurs(
         const client = new Client(await Deno.connect({ transport: "unix", path }));
         const begun = performance.now();
         try {
-          await forEach(EXECS, EXECS_AT_A_TIME, (number) => runCounted(client, id, number, exits));
+          await forAll(numbers(1, EXECS), EXECS_AT_A_TIME, (number) => runCounted(client, id, number, exits));
         } finally {
           client.close();
         }
@@ -165,7 +157,7 @@ Deno.test(`${CONTAINERS} containers at once print, run an exec each, and end wit
       const names = Array.from({ length: CONTAINERS }, () => containerd.newId());
       const logOf = (id: string) => `${containerd.folder}/${id}-log`;
       const begun = performance.now();
-      await forEach(CONTAINERS, STARTS_AT_A_TIME, async (number) => {
+      await forAll(numbers(1, CONTAINERS), STARTS_AT_A_TIME, async (number) => {
         const id = names[number - 1]!;
         const command = ["/bin/sh", "-c", counting("/tmp/end", number % 256)];
         await containerd.runDetached(id, command, { io: ["--log-uri", `file://${logOf(id)}`] });
@@ -176,7 +168,7 @@ Deno.test(`${CONTAINERS} containers at once print, run an exec each, and end wit
       assertEquals(listed.length, CONTAINERS, "tasks that run");
       assertEquals(containerd.shims().length, CONTAINERS, "shims");
 
-      await forEach(CONTAINERS, STARTS_AT_A_TIME, async (number) => {
+      await forAll(numbers(1, CONTAINERS), STARTS_AT_A_TIME, async (number) => {
         const id = names[number - 1]!;
         const args = containerd.execArguments(id, [], ["/bin/sh", "-c", `echo ${number}; exit ${(number + 1) % 256}`]);
         exits.expect((number + 1) % 256, id, args[args.indexOf("--exec-id") + 1]!);
@@ -187,7 +179,7 @@ Deno.test(`${CONTAINERS} containers at once print, run an exec each, and end wit
       await Deno.writeTextFile(`${containerd.rootfs}/tmp/end`, "");
       await until("all have ended", () => exits.problems().length === 0, PATIENCE_MS + CONTAINERS * 100);
       assertEquals(await exits.allTold(), 2 * CONTAINERS);
-      await forEach(CONTAINERS, STARTS_AT_A_TIME, async (number) => {
+      await forAll(numbers(1, CONTAINERS), STARTS_AT_A_TIME, async (number) => {
         const id = names[number - 1]!;
         await deleteEnded(containerd, id, number % 256);
         assert(await countNumbered(logOf(id)) > 0, `${id} has printed nothing`);

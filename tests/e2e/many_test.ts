@@ -1,12 +1,15 @@
 /** Many containers: none fails, and none leaves anything. */
 
 import { assertEquals } from "@std/assert";
+import { forAll, numbers } from "./at_a_time.ts";
 import { inEachForm, SHIM } from "./env.ts";
 import { type Containerd, withContainerd } from "./harness.ts";
 
 /** How many containers each test runs; fewer in a form that is not the one to be shipped. */
 const MANY = 200;
 const FEWER = 40;
+/** How many run at once, where they do. */
+const AT_A_TIME = 4;
 
 /** Runs a container whose output and status are told by its number. */
 async function runOne(containerd: Containerd, number: number): Promise<void> {
@@ -30,10 +33,6 @@ inEachForm(
   (form) =>
     withContainerd(async (containerd) => {
       const count = form === SHIM ? MANY : FEWER;
-      let next = 1;
-      const worker = async () => {
-        while (next <= count) await runOne(containerd, next++);
-      };
-      await Promise.all([worker(), worker(), worker(), worker()]);
+      await forAll(numbers(1, count), AT_A_TIME, (number) => runOne(containerd, number));
     }, { shim: form }),
 );
