@@ -3,6 +3,7 @@
 PREFIX := /usr/local
 BUILD :=
 BENCH :=
+BUILD :=
 FUZZ :=
 SOAK :=
 
@@ -109,11 +110,10 @@ uninstall:
 	DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' sh lib/packaging/install.sh uninstall
 
 # bin/containerd-shim-deno_VERSION_amd64.deb
-# It is made anew: the commit may be another than when bin was made, and the code the same.
-deb: all
-	$(DENO) task build
-	$(DENO) task sbom
-	$(DENO) task manual
+# The executable is made anew: the commit may be another than when bin was made, and the code the same.
+deb:
+	rm -f bin/containerd-shim
+	$(MAKE) all
 	$(DENO) task deb
 
 # What Debian's own check says of it.
