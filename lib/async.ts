@@ -9,24 +9,26 @@ export function sleep(timer: Timer, ms: number): Promise<void> {
 }
 
 /**
- * Waits for a promise, but no longer than `ms`; rejects only if the promise does in that time.
+ * Waits for a promise, but no longer than `ms`, and gives what it does by then; rejects only if the promise does in that time.
  *
  * ```ts
  * import { assertEquals } from "@std/assert";
  *
- * let told = false;
  * const timer: Timer = (ms, callback) => {
  *   const number = setTimeout(callback, ms);
  *   return { [Symbol.dispose]: () => clearTimeout(number) };
  * };
- * await within(timer, 1, new Promise(() => {}));
- * await within(timer, 60_000, Promise.resolve().then(() => told = true));
- * assertEquals(told, true);
+ * assertEquals(await within(timer, 1, new Promise(() => {})), undefined);
+ * assertEquals(await within(timer, 60_000, Promise.resolve("told")), "told");
  * ```
  */
-export async function within(timer: Timer, ms: number, promise: PromiseLike<unknown> | undefined): Promise<void> {
-  if (promise === undefined) return;
-  const { promise: late, resolve } = Promise.withResolvers<void>();
-  using _timer = timer(ms, resolve);
-  await Promise.race([promise, late]);
+export async function within<T>(
+  timer: Timer,
+  ms: number,
+  promise: PromiseLike<T> | undefined,
+): Promise<T | undefined> {
+  if (promise === undefined) return undefined;
+  const { promise: late, resolve } = Promise.withResolvers<undefined>();
+  using _timer = timer(ms, () => resolve(undefined));
+  return await Promise.race([promise, late]);
 }

@@ -10,8 +10,6 @@ import type { Found } from "./find.ts";
 
 /** What a shim answers that does not have our service: a Go shim, or an older build of this one. */
 export interface Other {
-  /** The shim's own, by ShimInfo. */
-  readonly pid: number | undefined;
   /** Undefined when there is no container, or none has been created yet. */
   readonly init: OtherProcess | undefined;
   /** The container's other processes that it knows; undefined when that has not been asked, or answered. */

@@ -1,6 +1,7 @@
-/** Asks a shim that only has containerd's service: by the three methods of it that change nothing, whoever has made it. */
+/** Asks a shim that only has containerd's service: by the two methods of it that tell of a container and change nothing, whoever has made it. */
 
 import { containerd } from "../api/mod.js";
+import { type Timer, within } from "../async.ts";
 import { Code, StatusError } from "../ttrpc/status.ts";
 import type { AskOptions, Other, OtherProcess } from "./ask.ts";
 
@@ -30,16 +31,11 @@ export type Call = (method: string, payload: Uint8Array) => Promise<Uint8Array>;
  * @throws {StatusError}
  */
 export async function askOther(call: Call, id: string, { patience, asksForExecs }: AskOptions): Promise<Other> {
-  const [pid, init, execs] = await Promise.all([
-    unlessUnknown(shimPid(call)),
+  const [init, execs] = await Promise.all([
     unlessUnknown(state(call, id)),
     asksForExecs ? execsInTime(call, id, patience.ms * EXECS_SHARE) : undefined,
   ]);
-  return { pid, init, execs: init === undefined ? undefined : execs };
-}
-
-async function shimPid(call: Call): Promise<number> {
-  return v1.ShimInfoResponse.decode(await call("ShimInfo", new Uint8Array())).shimPid;
+  return { init, execs: init === undefined ? undefined : execs };
 }
 
 async function state(call: Call, id: string): Promise<OtherProcess> {
@@ -53,7 +49,8 @@ async function state(call: Call, id: string): Promise<OtherProcess> {
 
 async function execsInTime(call: Call, id: string, ms: number): Promise<OtherProcess[] | undefined> {
   using _turn = await turn();
-  return await within(ms, execsOf(call, id));
+  // If it takes longer, or fails: they are not needed.
+  return await within(timer, ms, execsOf(call, id).catch(() => undefined));
 }
 
 async function execsOf(call: Call, id: string): Promise<OtherProcess[]> {
@@ -78,16 +75,11 @@ async function unlessUnknown<T>(answer: Promise<T>): Promise<T | undefined> {
 
 const NO_CONTAINER: readonly Code[] = [Code.NOT_FOUND, Code.FAILED_PRECONDITION];
 
-/** Undefined where it takes longer, or fails: it is not needed. */
-async function within<T>(ms: number, answer: Promise<T>): Promise<T | undefined> {
-  const late = Promise.withResolvers<undefined>();
-  const timer = setTimeout(() => late.resolve(undefined), ms);
-  try {
-    return await Promise.race([answer.catch(() => undefined), late.promise]);
-  } finally {
-    clearTimeout(timer);
-  }
-}
+/** Deno's own: there is no event loop of ours here. */
+const timer: Timer = (ms, callback) => {
+  const number = setTimeout(callback, ms);
+  return { [Symbol.dispose]: () => clearTimeout(number) };
+};
 
 let running = 0;
 const waiting: (() => void)[] = [];
