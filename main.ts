@@ -13,16 +13,16 @@ const FAILURE = 1;
 const HOST = "host";
 
 /** What may be done instead, each loaded when it is wanted: lib/commands.ts. */
-const COMMANDS: Readonly<Record<string, (args: readonly string[]) => Promise<number>>> = {
-  inspect: async (args) => (await import("./lib/inspect/inspect.ts")).run(args, say),
-  upgrade: async (args) => (await import("./lib/host/upgrade.ts")).run(args, say),
-};
+const COMMANDS: ReadonlyMap<string | undefined, (args: readonly string[]) => Promise<number>> = new Map([
+  ["inspect", async (args) => (await import("./lib/inspect/inspect.ts")).run(args, say)],
+  ["upgrade", async (args) => (await import("./lib/host/upgrade.ts")).run(args, say)],
+]);
 
 async function main(): Promise<number> {
   try {
     if (Deno.args[0] === HOST) return await (await import("./lib/host/host.ts")).run(Deno.args.slice(1));
-    const command = Deno.args.length > 0 && Object.hasOwn(COMMANDS, Deno.args[0]!) && COMMANDS[Deno.args[0]!];
-    if (command) {
+    const command = COMMANDS.get(Deno.args[0]);
+    if (command !== undefined) {
       letThrough();
       return await command(Deno.args.slice(1));
     }

@@ -175,7 +175,8 @@ interface Part {
 
 async function test({ way, paths, pattern, names = [], isDocumentation = false }: Part): Promise<void> {
   if (interrupted || paths.length === 0) return;
-  console.log(`\n=== ${way ?? (isDocumentation ? "examples" : "unit")} ===`);
+  const kind = way ?? (isDocumentation ? "examples" : "unit");
+  console.log(`\n=== ${kind} ===`);
   const environment = {
     ...Deno.env.toObject(),
     E2E_DIR: folder,
@@ -205,7 +206,7 @@ async function test({ way, paths, pattern, names = [], isDocumentation = false }
     (file, pattern) => `${command} ${file}${isDocumentation ? "" : way ? ` '${pattern}'` : ` --filter '/${pattern}/'`}`,
   );
   const again = `${command} ${paths.map((each) => each.replace(here, "tests/")).join(" ")}`;
-  const where = { where: way ?? (isDocumentation ? "examples" : "unit"), again };
+  const where = { where: kind, again };
   if (status !== 0 && wrong.length === 0) {
     wrong.push({ what: "tests could not be run", why: `deno test has ended with ${status}: see its output`, ...where });
   }
