@@ -26,13 +26,14 @@ export interface Failure {
 export function readReport(xml: string): Case[] {
   return [...xml.matchAll(/<testcase ([^>]*)>(.*?)<\/testcase>/gs)].map(([, attributes, body]) => {
     const attribute = (name: string) => unescape(new RegExp(`(?:^| )${name}="([^"]*)"`).exec(attributes!)?.[1] ?? "");
-    const failure = /<(?:failure|error)[^>]*>(.*?)<\/(?:failure|error)>/s.exec(body!)?.[1];
+    // A test that could not run, because its file was given up, has an error without a text.
+    const failure = /<(?:failure|error) message="([^"]*)"(?:\/|>(.*?)<\/(?:failure|error))>/s.exec(body!);
     return {
       file: attribute("classname").replace(/^\.\//, ""),
       line: Number(attribute("line")),
       name: attribute("name"),
       isSkipped: body!.includes("<skipped"),
-      ...failure !== undefined ? { failure: unescape(failure) } : {},
+      ...failure ? { failure: unescape(failure[2] ?? failure[1]!) } : {},
     };
   });
 }
@@ -53,6 +54,13 @@ export function failures(
     why: failure!,
     again: again(file.replace(/#.*/, ""), patternOf(name)),
   }));
+}
+
+/** The errors outside of tests, for which files were given up, from what `deno test` prints: its report lacks them. */
+export function uncaughtErrors(printed: string): string[] {
+  // deno-lint-ignore no-control-regex -- colours
+  const plain = printed.replace(/\x1b\[[0-9;]*m/g, "");
+  return plain.match(/^\S+ \(uncaught error\)\n.*?(?=\nThis error was not caught from a test)/gms) ?? [];
 }
 
 /** A pattern that a test's name alone matches, between quotes of the shell. */

@@ -16,7 +16,7 @@ import type { Way } from "./e2e/env.ts";
 import { argumentsOf, descendants, isAlive, isHost, mountsBelow } from "./e2e/proc.ts";
 import { cgroupsOf, hierarchies, names, paths, removeNamespace, RUNC_ROOT, runName } from "./e2e/leftovers.ts";
 import { CHOICES } from "./quick.ts";
-import { describe, type Failure, failures, readReport } from "./report.ts";
+import { describe, type Failure, failures, readReport, uncaughtErrors } from "./report.ts";
 
 /** All of the ways in which our shim lives: see e2e/env.ts. */
 const WAYS: readonly Way[] = ["alone", "hosted", "mixed"];
@@ -25,6 +25,7 @@ const IS_OURS = !Deno.env.get("SHIM");
 const folder = Deno.makeTempDirSync({ prefix: "shim-" });
 const prefix = runName(folder);
 const report = `${folder}/report.xml`;
+const printed = `${folder}/printed.log`;
 
 /** Children that somebody waits for; all others are orphans of the tests. */
 const awaited = new Map<number, (status: number) => void>();
@@ -183,6 +184,8 @@ async function test({ way, paths, pattern, names = [], isDocumentation = false }
     E2E_ROOT_PID: `${Deno.pid}`,
     ...way ? { WAY: way } : {},
   };
+  // Not by a pipe: whatever a test has left would keep that open.
+  const output = fd.open(printed, fd.O.WRONLY | fd.O.CREAT | fd.O.APPEND, 0o600);
   const tests = run([
     ...[Deno.execPath(), "test", "-A", `--junit-path=${report}`],
     // An example is given all that its module exports, and does not use all: an error, to the types of this project.
@@ -190,9 +193,12 @@ async function test({ way, paths, pattern, names = [], isDocumentation = false }
     ...isDocumentation || areTypesChecked ? ["--no-check"] : [],
     ...pattern ? [`--filter=/${pattern}/`] : [],
     ...paths,
-  ], { environment: Object.entries(environment).map(([k, v]) => `${k}=${v}`) });
+  ], { environment: Object.entries(environment).map(([k, v]) => `${k}=${v}`), output });
+  fd.close(output);
   running = tests.pid;
+  const showing = run(["tail", "-n", "+1", "-s", "0.1", "-f", `--pid=${tests.pid}`, printed]);
   const status = await tests.status;
+  await showing.status;
   const cases = isThere(report) ? readReport(Deno.readTextFileSync(report)) : [];
   if (isThere(report)) Deno.removeSync(report);
   const command = isDocumentation
@@ -207,6 +213,9 @@ async function test({ way, paths, pattern, names = [], isDocumentation = false }
   );
   const again = `${command} ${paths.map((each) => each.replace(here, "tests/")).join(" ")}`;
   const where = { where: kind, again };
+  const uncaught = uncaughtErrors(Deno.readTextFileSync(printed));
+  Deno.removeSync(printed);
+  wrong.unshift(...uncaught.map((why) => ({ what: "a file of tests was given up", why, ...where })));
   if (status !== 0 && wrong.length === 0) {
     wrong.push({ what: "tests could not be run", why: `deno test has ended with ${status}: see its output`, ...where });
   }

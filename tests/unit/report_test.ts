@@ -2,7 +2,7 @@
 
 import { assert, assertEquals } from "@std/assert";
 import { CHOICES } from "../quick.ts";
-import { describe, failures, readReport } from "../report.ts";
+import { describe, failures, readReport, uncaughtErrors } from "../report.ts";
 
 /** As `deno test --junit-path` writes it. */
 const REPORT = `<?xml version="1.0" encoding="UTF-8"?>
@@ -20,18 +20,40 @@ line 1
         <testcase name="is skipped" classname="./tests/e2e/run_test.ts" time="0.000" line="17" col="6">
             <skipped/>
         </testcase>
+        <testcase name="is cancelled" classname="./tests/e2e/run_test.ts" time="0.000" line="18" col="6">
+            <error message="Cancelled"/>
+        </testcase>
     </testsuite>
 </testsuites>`;
 
+/** As `deno test` prints it. */
+const PRINTED = `a test of another file ... FAILED (2ms)
+\x1b[0m\x1b[1m\x1b[37m\x1b[41m ERRORS \x1b[0m
+
+a test of another file => ./tests/e2e/exec_test.ts:3:6
+error: Error: 1 < 2
+
+./tests/e2e/run_test.ts (uncaught error)
+\x1b[0m\x1b[1m\x1b[31merror\x1b[0m: Error: boom
+    at file:///a.ts:10:15
+This error was not caught from a test and caused the test runner to fail on the referenced module.
+It most likely originated from a dangling promise, event/timeout handler or top-level code.
+
+\x1b[0m\x1b[1m\x1b[37m\x1b[41m FAILURES \x1b[0m
+
+./tests/e2e/run_test.ts (uncaught error)
+`;
+
 Deno.test("a report's tests are found, with what has failed and what has been skipped", () => {
   const cases = readReport(REPORT);
-  assertEquals(cases.map(({ name }) => name), ["echo x | ctr run 'cat' ends", "passes", "is skipped"]);
-  assertEquals(cases.map(({ isSkipped }) => isSkipped), [false, false, true]);
-  assertEquals(cases.map(({ failure }) => failure !== undefined), [true, false, false]);
+  assertEquals(cases.map(({ name }) => name), ["echo x | ctr run 'cat' ends", "passes", "is skipped", "is cancelled"]);
+  assertEquals(cases.map(({ isSkipped }) => isSkipped), [false, false, true, false]);
+  assertEquals(cases.map(({ failure }) => failure !== undefined), [true, false, false, true]);
 });
 
 Deno.test("a failure is told with its file, its reason, what was seen, and a command that the shell takes", () => {
-  const told = describe(failures(readReport(REPORT), "alone", (file, pattern) => `test ${file} '${pattern}'`));
+  const cases = readReport(REPORT).slice(0, 3);
+  const told = describe(failures(cases, "alone", (file, pattern) => `test ${file} '${pattern}'`));
   assertEquals(
     told,
     `1) echo x | ctr run 'cat' ends
@@ -44,6 +66,13 @@ Deno.test("a failure is told with its file, its reason, what was seen, and a com
    again: test tests/e2e/run_test.ts '^echo x . ctr run .cat. ends'
 `,
   );
+});
+
+Deno.test("an error outside of tests, for which their file was given up, is found in what was printed", () => {
+  assertEquals(uncaughtErrors(PRINTED), [
+    "./tests/e2e/run_test.ts (uncaught error)\nerror: Error: boom\n    at file:///a.ts:10:15",
+  ]);
+  assertEquals(uncaughtErrors("ok | 3 passed"), []);
 });
 
 Deno.test("make check chooses among files that are there", () => {
