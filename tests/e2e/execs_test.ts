@@ -46,6 +46,14 @@ function heldBy(shim: Shim): Held {
   };
 }
 
+/** What it holds when it does nothing more: no timer waits for it to have been quiet for a while. */
+function heldAtRest(shim: Shim): Promise<Held> {
+  return until("the shim is at rest", () => {
+    const held = heldBy(shim);
+    return !held.descriptors.includes("anon_inode:[timerfd]") && held;
+  });
+}
+
 /** How an exec ended, as Wait says it. */
 interface Ended {
   readonly id: string;
@@ -85,7 +93,7 @@ onlyOursInEachForm(
       const init = await shim.run();
       const before = heldBy(shim);
       const ended = await runExecs(shim, 1, FIRST);
-      const first = heldBy(shim);
+      const first = await heldAtRest(shim);
       const count = form === SHIM ? MANY : FEWER;
       ended.push(...await runExecs(shim, FIRST + 1, count));
 
@@ -102,7 +110,7 @@ onlyOursInEachForm(
       await until("the descriptors are as many as before", () => {
         return heldBy(shim).descriptors.length === first.descriptors.length;
       }).catch(() => {});
-      const last = heldBy(shim);
+      const last = await heldAtRest(shim);
       assertEquals(last.descriptors, first.descriptors);
       assertEquals(
         last.files.filter((each) => each !== "log.json"),
