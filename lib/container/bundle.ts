@@ -31,10 +31,10 @@ export function writeNewFile(path: string, text: string): void {
   Deno.writeTextFileSync(path, text, { createNew: true, mode: OWNER_ONLY });
 }
 
-/** Removes a file, which may not be there. */
-export function removeIfThere(path: string): void {
+/** Removes a file or folder, which may not be there. */
+export function removeIfThere(path: string, options?: Deno.RemoveOptions): void {
   try {
-    Deno.removeSync(path);
+    Deno.removeSync(path, options);
   } catch (error) {
     if (!(error instanceof Deno.errors.NotFound)) throw error;
   }

@@ -4,6 +4,7 @@ import type { Exit } from "../reaper.ts";
 import { Code, StatusError } from "../ttrpc/status.ts";
 import { within } from "../async.ts";
 import type { ProcessRecord, StreamsRecord } from "../record/record.ts";
+import { removeIfThere } from "./bundle.ts";
 import { ConsoleStdio } from "./console.ts";
 import type { Context } from "./context.ts";
 import type { Action, State, StateMachine } from "./state.ts";
@@ -12,6 +13,9 @@ import type { ProcessStreams, StdioConfig, StdioOptions } from "./streams.ts";
 
 /** How long the end of a process's output is waited for before it is closed, in ms. */
 const DRAIN_TIMEOUT_MS = 2000;
+
+/** What streams need to know of their process's container. */
+export type StreamsConfig = Omit<StdioOptions, "context" | "id" | "shelf">;
 
 /** How a process ended. */
 export type ProcessExit = Pick<Exit, "status" | "at">;
@@ -76,7 +80,7 @@ export abstract class Process {
   }
 
   /** Goes on where another process has stopped. */
-  protected restoreProcess(record: ProcessRecord, config: Omit<StdioOptions, "context" | "id" | "shelf">): void {
+  protected restoreProcess(record: ProcessRecord, config: StreamsConfig): void {
     const { pid, exit, isStdinClosed, streams } = record;
     this.#pid = pid;
     this.#stdinClosed = isStdinClosed;
@@ -84,13 +88,13 @@ export abstract class Process {
     if (streams === undefined) return;
     if (pid === 0 && !this.hasBegun) {
       // They were for a start that has not been begun: it opens its own.
-      if (streams.folder !== undefined) removeFolder(streams.folder);
+      if (streams.folder !== undefined) removeIfThere(streams.folder, { recursive: true });
       return;
     }
     this.#restoreStreams(streams, config);
   }
 
-  #restoreStreams(record: StreamsRecord, config: Omit<StdioOptions, "context" | "id" | "shelf">): void {
+  #restoreStreams(record: StreamsRecord, config: StreamsConfig): void {
     const { context, id, stdio } = this;
     const options = { ...config, context, id, shelf: context.keeper.place(record.slot) };
     const streams = (stdio.terminal ? ConsoleStdio : PipeStdio).restore(stdio, options, record, this.#stdinClosed);
@@ -203,7 +207,7 @@ export abstract class Process {
    * @throws {SystemError | Error} when one cannot be opened
    * @throws {StatusError} INVALID_ARGUMENT for a scheme that is not known
    */
-  protected async openStreams(config: Omit<StdioOptions, "context" | "id" | "shelf">): Promise<ProcessStreams> {
+  protected async openStreams(config: StreamsConfig): Promise<ProcessStreams> {
     if (this.#hasStreams) {
       this.#hasStreams = false;
       return this.streams!;
@@ -249,13 +253,5 @@ export abstract class Process {
    */
   protected alreadyFinished(): never {
     throw new StatusError(Code.NOT_FOUND, "process already finished");
-  }
-}
-
-function removeFolder(path: string): void {
-  try {
-    Deno.removeSync(path, { recursive: true });
-  } catch (error) {
-    if (!(error instanceof Deno.errors.NotFound)) throw error;
   }
 }
