@@ -220,27 +220,14 @@ export class Client implements Disposable {
   }
 }
 
-function unavailable(what: string, reason: StatusError): StatusError {
-  return new StatusError(
-    Code.UNAVAILABLE,
-    `Cannot call ${what}: ${reason.message}`,
-    {
-      cause: reason,
-    },
-  );
+function unavailable(what: string, cause: StatusError): StatusError {
+  return new StatusError(Code.UNAVAILABLE, `Cannot call ${what}: ${cause.message}`, { cause });
 }
 
 function deadlineExceeded(what: string, timeoutMs: number): StatusError {
-  const message = `Cannot call ${what}: no answer within ${timeoutMs} ms`;
-  return new StatusError(Code.DEADLINE_EXCEEDED, message);
+  return new StatusError(Code.DEADLINE_EXCEEDED, `Cannot call ${what}: no answer within ${timeoutMs} ms`);
 }
 
-function canceled(what: string, signal: AbortSignal): StatusError {
-  return new StatusError(
-    Code.CANCELED,
-    `Cannot call ${what}: the caller gave it up`,
-    {
-      cause: signal.reason,
-    },
-  );
+function canceled(what: string, { reason: cause }: AbortSignal): StatusError {
+  return new StatusError(Code.CANCELED, `Cannot call ${what}: the caller gave it up`, { cause });
 }
