@@ -24,7 +24,7 @@ import { Recorder } from "./record/recorder.ts";
 import { type Describer, INSPECT_SERVICE, inspection } from "./service/inspection.ts";
 import { LazyService } from "./service/lazy.ts";
 import { type Calls, crashOf, type KeeperOfAnother, type Past, takeOver } from "./takeover.ts";
-import { type BegunCall, Server } from "./ttrpc/server.ts";
+import { type BegunCall, type Call, Server } from "./ttrpc/server.ts";
 
 /** Mode of the log FIFOs. */
 const LOG_MODE = 0o700;
@@ -219,11 +219,7 @@ export class Shim {
   async leave(last: () => void): Promise<void> {
     this.#isDraining = true;
     this.#closeListener();
-    await within(
-      this.#place.timer,
-      LEAVE_TIMEOUT_MS,
-      this.#server.shutdown({ doNotAwait: ({ method }) => method === "Wait" }),
-    );
+    await this.#answerCalls(LEAVE_TIMEOUT_MS);
     this.#isLeaving = true;
     this.save();
     this.#recorder?.stop();
@@ -414,11 +410,7 @@ export class Shim {
     this.#closeListener();
     this.reaper.limitRuns(SHUTDOWN_TIMEOUT_MS);
     // Its waiters are answered when the container has ended, below.
-    await within(
-      this.#place.timer,
-      SHUTDOWN_TIMEOUT_MS,
-      this.#server.shutdown({ doNotAwait: ({ method }) => method === "Wait" }),
-    );
+    await this.#answerCalls(SHUTDOWN_TIMEOUT_MS);
     try {
       await this.#service.end();
     } catch (error) {
@@ -429,6 +421,12 @@ export class Shim {
     this.reaper.endRuns();
     this.#recorder?.remove();
     this.#ended.resolve();
+  }
+
+  /** Takes on no more calls, and waits a while for those that are being answered, but for Wait. */
+  #answerCalls(ms: number): Promise<void> {
+    const isWait = ({ method }: Call) => method === "Wait";
+    return within(this.#place.timer, ms, this.#server.shutdown({ doNotAwait: isWait }));
   }
 
   #closeListener(): void {
