@@ -147,10 +147,7 @@ export class StateMachine {
    */
   become(state: State): void {
     if (!this.canBecome(state)) {
-      throw new StatusError(
-        Code.INTERNAL,
-        `invalid state transition "${this.#state}" to "${state}"`,
-      );
+      throw new StatusError(Code.INTERNAL, `invalid state transition "${this.#state}" to "${state}"`);
     }
     this.#state = state;
   }

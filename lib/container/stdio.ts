@@ -29,11 +29,7 @@ const ENDS = {
 export class PipeStdio implements ProcessStreams {
   /** Descriptors that only the process is to have once it has been started. */
   readonly #childEnds: number[] = [];
-  readonly #descriptors: [number | null, number | null, number | null] = [
-    null,
-    null,
-    null,
-  ];
+  readonly #descriptors: [number | null, number | null, number | null] = [null, null, null];
   readonly #streams = new Map<string, Stream>();
   /** By what containerd calls them: one may take both outputs. */
   readonly #loggers = new Map<string, Logger>();
@@ -143,9 +139,7 @@ export class PipeStdio implements ProcessStreams {
   }
 
   get moved(): Record<string, number> {
-    return Object.fromEntries(
-      [...this.#streams].map(([name, stream]) => [name, stream.bytes]),
-    );
+    return Object.fromEntries([...this.#streams].map(([name, stream]) => [name, stream.bytes]));
   }
 
   closeStdin(): void {

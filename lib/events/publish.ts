@@ -82,16 +82,7 @@ async function command({ address, binary, run }: PublisherOptions, envelope: Env
   using output = new MemoryFile("publish-output");
   input.write(google.protobuf.Any.encode({ type_url: envelope.type, value: envelope.value }).finish());
   const { status } = await run({
-    args: [
-      binary,
-      "--address",
-      address,
-      "publish",
-      "--topic",
-      envelope.topic,
-      "--namespace",
-      envelope.namespace,
-    ],
+    args: [binary, "--address", address, "publish", "--topic", envelope.topic, "--namespace", envelope.namespace],
     descriptors: [input.fd, output.fd, output.fd],
     timeoutMs: TIMEOUT_MS,
   });

@@ -70,11 +70,7 @@ export class RuntimeError extends Error {
 }
 
 /** The descriptors of a process that the runtime starts: standard input, output and error; null is /dev/null. */
-export type ProcessDescriptors = readonly [
-  stdin: number | null,
-  stdout: number | null,
-  stderr: number | null,
-];
+export type ProcessDescriptors = readonly [stdin: number | null, stdout: number | null, stderr: number | null];
 
 /** How a process gets its standard descriptors: given to it, or a terminal whose master comes through a socket. */
 export type ProcessStdio =
@@ -174,11 +170,7 @@ export class Runc {
   }
 
   /** `create`: makes the container, its process ready to be started. */
-  async create(
-    id: string,
-    bundle: string,
-    options: CreateOptions,
-  ): Promise<void> {
+  async create(id: string, bundle: string, options: CreateOptions): Promise<void> {
     const args = ["create", "--bundle", bundle, "--pid-file", options.pidFile];
     if (options.noPivotRoot) args.push("--no-pivot");
     if (options.noNewKeyring) args.push("--no-new-keyring");
@@ -192,19 +184,8 @@ export class Runc {
 
   /** `exec --detach`: starts another process in the container. */
   async exec(id: string, options: ExecOptions): Promise<void> {
-    await this.#withStdio(
-      [
-        "exec",
-        "--process",
-        options.process,
-        "--detach",
-        "--pid-file",
-        options.pidFile,
-      ],
-      options.stdio,
-      options.pidFile,
-      id,
-    );
+    const args = ["exec", "--process", options.process, "--detach", "--pid-file", options.pidFile];
+    await this.#withStdio(args, options.stdio, options.pidFile, id);
   }
 
   /** `kill`: sends a signal to the container's first process, or with `all` to every one. */
@@ -267,10 +248,7 @@ export class Runc {
     try {
       pids = JSON.parse(output);
     } catch (cause) {
-      throw new RuntimeError(
-        `ps of container ${id} printed no JSON: ${messageOf(cause)}`,
-        { cause },
-      );
+      throw new RuntimeError(`ps of container ${id} printed no JSON: ${messageOf(cause)}`, { cause });
     }
     // No process at all is printed as null.
     if (pids === null) return [];
@@ -278,20 +256,10 @@ export class Runc {
     throw new RuntimeError(`ps of container ${id} printed something else than pids`);
   }
 
-  async #withStdio(
-    args: string[],
-    stdio: ProcessStdio,
-    pidFile: string,
-    id: string,
-  ): Promise<void> {
+  async #withStdio(args: string[], stdio: ProcessStdio, pidFile: string, id: string): Promise<void> {
     try {
       if ("consoleSocket" in stdio) {
-        await this.#command([
-          ...args,
-          "--console-socket",
-          stdio.consoleSocket,
-          id,
-        ]);
+        await this.#command([...args, "--console-socket", stdio.consoleSocket, id]);
         return;
       }
       const { status, logged } = await this.#run([...args, id], stdio.descriptors);
@@ -313,10 +281,7 @@ export class Runc {
     return output.read();
   }
 
-  async #run(
-    args: string[],
-    descriptors: ProcessDescriptors,
-  ): Promise<{ status: number; logged: number }> {
+  async #run(args: string[], descriptors: ProcessDescriptors): Promise<{ status: number; logged: number }> {
     const { command, root, criu, systemdCgroup, cwd, run } = this.#options;
     const size = this.#logSize();
     const before = size ?? 0;
@@ -369,12 +334,7 @@ export class Runc {
   }
 
   /** Why a command failed: its last error in the log, or else what it printed, or else its status. */
-  #failure(
-    command: string,
-    status: number,
-    logged: number,
-    printed: string,
-  ): RuntimeError {
+  #failure(command: string, status: number, logged: number, printed: string): RuntimeError {
     const logs = this.#lastError(logged);
     const said = logs ?? printed.trim();
     const killed = status > 128;

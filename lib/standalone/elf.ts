@@ -63,16 +63,11 @@ export async function readElf(path: string): Promise<Elf> {
   using file = await Deno.open(path);
   const refuse = (reason: string) => new Error(`Cannot pack ${path}: ${reason}`);
   const header = await readAt(file, 0n, ELF_HEADER_BYTES);
-  if (
-    header === undefined || header[0] !== 0x7f ||
-    String.fromCharCode(...header.subarray(1, 4)) !== "ELF"
-  ) {
+  if (header === undefined || header[0] !== 0x7f || String.fromCharCode(...header.subarray(1, 4)) !== "ELF") {
     throw refuse("it is not an ELF file");
   }
   if (header[4] !== ELFCLASS64 || header[5] !== ELFDATA2LSB) {
-    throw refuse(
-      `it is not a 64-bit little-endian ELF file (class ${header[4]}, data encoding ${header[5]})`,
-    );
+    throw refuse(`it is not a 64-bit little-endian ELF file (class ${header[4]}, data encoding ${header[5]})`);
   }
   const view = new DataView(header.buffer);
   const machine = view.getUint16(E_MACHINE, true);
@@ -81,22 +76,14 @@ export async function readElf(path: string): Promise<Elf> {
   }
   const type = view.getUint16(E_TYPE, true);
   if (type !== ET_DYN) {
-    throw refuse(
-      `its ELF type is ${type}, not that of a position-independent executable (${ET_DYN})`,
-    );
+    throw refuse(`its ELF type is ${type}, not that of a position-independent executable (${ET_DYN})`);
   }
   const size = view.getUint16(E_PHENTSIZE, true);
   if (size !== PROGRAM_HEADER_BYTES) {
-    throw refuse(
-      `its program headers have ${size} bytes, not ${PROGRAM_HEADER_BYTES}`,
-    );
+    throw refuse(`its program headers have ${size} bytes, not ${PROGRAM_HEADER_BYTES}`);
   }
   const count = view.getUint16(E_PHNUM, true);
-  const table = await readAt(
-    file,
-    view.getBigUint64(E_PHOFF, true),
-    count * PROGRAM_HEADER_BYTES,
-  );
+  const table = await readAt(file, view.getBigUint64(E_PHOFF, true), count * PROGRAM_HEADER_BYTES);
   if (table === undefined) {
     throw refuse(`it ends within its program headers`);
   }
@@ -134,9 +121,7 @@ export async function writeElf(file: Deno.FsFile, elf: Elf): Promise<void> {
   view.setUint16(E_SHSTRNDX, 0, true);
   await writeAt(file, 0n, header);
 
-  const table = new Uint8Array(
-    elf.programHeaders.length * PROGRAM_HEADER_BYTES,
-  );
+  const table = new Uint8Array(elf.programHeaders.length * PROGRAM_HEADER_BYTES);
   const entries = new DataView(table.buffer);
   for (const [index, programHeader] of elf.programHeaders.entries()) {
     const at = index * PROGRAM_HEADER_BYTES;
@@ -153,11 +138,7 @@ export async function writeElf(file: Deno.FsFile, elf: Elf): Promise<void> {
 }
 
 /** Writes all of `bytes` at `offset`. */
-export async function writeAt(
-  file: Deno.FsFile,
-  offset: bigint,
-  bytes: Uint8Array,
-): Promise<void> {
+export async function writeAt(file: Deno.FsFile, offset: bigint, bytes: Uint8Array): Promise<void> {
   await file.seek(offset, Deno.SeekMode.Start);
   for (let written = 0; written < bytes.length;) {
     written += await file.write(bytes.subarray(written));

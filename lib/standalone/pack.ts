@@ -58,12 +58,7 @@ const DROPPED = ["DENO_", "NODE_", "V8_", "OTEL_", "COMPLETE=", "HOME="];
  * nor a stand-in for it there; and a home without a `.npmrc`, which Deno reads
  * at start, and does not start if it is bad.
  */
-const ADDED = [
-  "DENO_DIR=/dev/null/none",
-  "DENO_NO_UPDATE_CHECK=1",
-  "DENO_DISABLE_NODE_SHIM=1",
-  "HOME=/proc",
-];
+const ADDED = ["DENO_DIR=/dev/null/none", "DENO_NO_UPDATE_CHECK=1", "DENO_DISABLE_NODE_SHIM=1", "HOME=/proc"];
 
 const PAGE = 4096n;
 
@@ -147,11 +142,7 @@ export async function pack(options: PackOptions): Promise<void> {
 }
 
 /** The program headers with `segment` and without an interpreter. */
-function headersWith(
-  segment: ProgramHeader,
-  headers: readonly ProgramHeader[],
-  path: string,
-): ProgramHeader[] {
+function headersWith(segment: ProgramHeader, headers: readonly ProgramHeader[], path: string): ProgramHeader[] {
   const has = (type: number) => headers.some((each) => each.type === type);
   const refuse = (why: string) => new Error(`Cannot pack ${path}: it has ${why}`);
   // The entry code takes the first PT_NULL for the interpreter.
@@ -199,9 +190,7 @@ function fillIn(code: Uint8Array, values: HeaderValues): Uint8Array {
   for (const text of [...strings, ...values.texts]) {
     const at = text.indexOf("\0");
     if (at === -1) continue;
-    throw new Error(
-      `Cannot pack a text of ${text.length} characters: number ${at} is NUL, which would end it`,
-    );
+    throw new Error(`Cannot pack a text of ${text.length} characters: number ${at} is NUL, which would end it`);
   }
   const encode = (strings: readonly string[]) => new TextEncoder().encode(strings.map((each) => `${each}\0`).join(""));
   const [behind, texts] = [encode(strings), encode(values.texts)];

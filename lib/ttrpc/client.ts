@@ -76,12 +76,7 @@ export class Client implements Disposable {
    * connection is closed, or closes before the answer has come; RESOURCE_EXHAUSTED if the request or its answer is too
    * large, or too much is waiting for a server that does not read; INTERNAL if the answer does not parse
    */
-  call(
-    service: string,
-    method: string,
-    payload: Uint8Array,
-    options: CallOptions = {},
-  ): Promise<Uint8Array> {
+  call(service: string, method: string, payload: Uint8Array, options: CallOptions = {}): Promise<Uint8Array> {
     const what = `${service}/${method}`;
     const { timeoutMs, signal, metadata = {} } = options;
     if (this.#closeReason) {
@@ -104,12 +99,7 @@ export class Client implements Disposable {
       ? `${this.#writer.unsent} bytes are waiting for a server that does not read`
       : undefined;
     if (obstacle) {
-      return Promise.reject(
-        new StatusError(
-          Code.RESOURCE_EXHAUSTED,
-          `Cannot call ${what}: ${obstacle}`,
-        ),
-      );
+      return Promise.reject(new StatusError(Code.RESOURCE_EXHAUSTED, `Cannot call ${what}: ${obstacle}`));
     }
 
     return new Promise((resolve, reject) => {

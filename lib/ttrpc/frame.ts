@@ -95,11 +95,7 @@ export interface FrameSink {
  *
  * @throws what `conn.read` throws
  */
-export async function readFrames(
-  conn: Conn,
-  wanted: MessageType,
-  sink: FrameSink,
-): Promise<void> {
+export async function readFrames(conn: Conn, wanted: MessageType, sink: FrameSink): Promise<void> {
   const small = new Uint8Array(READ_BUFFER_SIZE);
   const smallView = new DataView(small.buffer);
   let buffer = small;
@@ -251,12 +247,7 @@ export class FrameWriter {
    *
    * @returns whether it was queued; not if the message would be longer than {@linkcode MAX_PAYLOAD}
    */
-  appendBytesField(
-    stream: number,
-    type: MessageType,
-    field: number,
-    bytes: Uint8Array,
-  ): boolean {
+  appendBytesField(stream: number, type: MessageType, field: number, bytes: Uint8Array): boolean {
     if (bytes.length === 0) {
       this.#begin(stream, type, 0); // proto3 leaves an empty field out
       return true;

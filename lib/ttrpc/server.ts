@@ -236,13 +236,8 @@ export class Server {
   async #flush(): Promise<void> {
     const { deadlines, flushTimeoutMs } = this.#shared;
     const timeout = Promise.withResolvers<void>();
-    const deadline = deadlines.add(
-      performance.now() + flushTimeoutMs,
-      timeout.resolve,
-    );
-    const flushed = Promise.all(
-      [...this.#connections].map((connection) => connection.flushed()),
-    );
+    const deadline = deadlines.add(performance.now() + flushTimeoutMs, timeout.resolve);
+    const flushed = Promise.all([...this.#connections].map((connection) => connection.flushed()));
     await Promise.race([flushed, timeout.promise]);
     deadlines.remove(deadline);
   }
@@ -336,12 +331,7 @@ class Connection implements FrameSink {
       this.#settle(call);
       this.#note(call, "answered");
       const what = `${call.service}/${call.method}`;
-      call.abort(
-        new StatusError(
-          Code.CANCELED,
-          `Cannot answer ${what}: the connection was closed`,
-        ),
-      );
+      call.abort(new StatusError(Code.CANCELED, `Cannot answer ${what}: the connection was closed`));
     }
     this.#over.resolve();
   }
@@ -434,20 +424,13 @@ class Connection implements FrameSink {
     this.#await(call, result, request.timeoutNano);
   }
 
-  #await(
-    call: ServerCall,
-    result: Promise<Uint8Array>,
-    timeoutNano: number,
-  ): void {
+  #await(call: ServerCall, result: Promise<Uint8Array>, timeoutNano: number): void {
     this.#running++;
     this.#shared.calls.add(call);
     this.#unanswered.set(call.stream, call);
     if (timeoutNano > 0) {
       const timeoutMs = timeoutNano / 1e6;
-      call.deadline = this.#shared.deadlines.add(
-        call.startedAt + timeoutMs,
-        () => this.#onDeadline(call, timeoutMs),
-      );
+      call.deadline = this.#shared.deadlines.add(call.startedAt + timeoutMs, () => this.#onDeadline(call, timeoutMs));
     }
     call.ended = result.then(
       (payload) => {
@@ -519,14 +502,7 @@ class Connection implements FrameSink {
 
   #reply(call: ServerCall, payload: Uint8Array): void {
     const { stream } = call;
-    if (
-      !this.#writer.appendBytesField(
-        stream,
-        MessageType.RESPONSE,
-        RESPONSE_PAYLOAD,
-        payload,
-      )
-    ) {
+    if (!this.#writer.appendBytesField(stream, MessageType.RESPONSE, RESPONSE_PAYLOAD, payload)) {
       const message =
         `Cannot send the answer of ${call.service}/${call.method}: its ${payload.length} bytes do not fit into ${MAX_PAYLOAD} bytes`;
       return this.#refuse(stream, Code.RESOURCE_EXHAUSTED, message);
