@@ -44,10 +44,7 @@ export class Daemon {
   /** Starts the daemon, and follows its events. */
   async start(): Promise<void> {
     const config = `${this.folder}/config.toml`;
-    await Deno.writeTextFile(
-      config,
-      daemonConfig({ folder: this.folder, address: this.address, shim: this.#shim }),
-    );
+    await Deno.writeTextFile(config, daemonConfig({ folder: this.folder, address: this.address, shim: this.#shim }));
     const command = `exec '${CONTAINERD}' -c '${config}' >'${this.folder}/log' 2>&1`;
     const daemon = this.#daemon = spawn({
       args: ["sh", "-c", command],

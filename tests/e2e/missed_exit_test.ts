@@ -73,10 +73,7 @@ onlyOurs(
   () =>
     withShim({}, async (shim) => {
       // By the time this runtime says what it has started, that is gone without a trace.
-      const script = ADOPTING("exec").replace(
-        "print $w $status",
-        "1 while wait > 0; print $w $status",
-      );
+      const script = ADOPTING("exec").replace("print $w $status", "1 while wait > 0; print $w $status");
       await shim.run({}, { runtime: await shim.makeProgram("runtime", script) });
       await shim.exec("other", ["true"]);
       await shim.startProcess("other");

@@ -7,10 +7,7 @@ import { type Shim, type ShimOptions, withShim } from "./shim.ts";
 import { until, within } from "./until.ts";
 
 /** Runs a test with a shim that has a host, on a machine of its own. */
-export function withHosted(
-  options: ShimOptions,
-  test: (shim: Shim, machine: Machine) => Promise<void>,
-): Promise<void> {
+export function withHosted(options: ShimOptions, test: (shim: Shim, machine: Machine) => Promise<void>): Promise<void> {
   return withMachine((machine) =>
     withShim({ prefix: machine.prefix, ...options }, async (shim) => {
       assertHolder(shim.pid);

@@ -124,9 +124,7 @@ export const METHODS: readonly Method[] = [
   ]]],
   [80, [
     "Kill",
-    (
-      random,
-    ) => [
+    (random) => [
       textField(1, random.oneIn(30) ? INIT : random.pick(EXECS)),
       numberField(2, random.pick([9, 15, 0, 1, 64, 65])),
       numberField(3, random.below(2)),

@@ -218,10 +218,7 @@ class Round {
     if (left.length === 0) return;
     const kinds = new Set(left.map((each) => /^(\S+( state)?)/.exec(each)![1]!));
     for (const kind of kinds) {
-      this.problems.set(
-        `left: ${kind}`,
-        left.filter((each) => each.startsWith(kind)).join(", "),
-      );
+      this.problems.set(`left: ${kind}`, left.filter((each) => each.startsWith(kind)).join(", "));
     }
     const pids = [...this.#world.containerd.shims(), ...containerProcesses(containerd.namespace)];
     for (const pid of pids) if (isAlive(pid)) Deno.kill(pid, "SIGKILL");

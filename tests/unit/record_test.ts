@@ -175,11 +175,7 @@ Deno.test("two records in each other's place are refused", () => {
 
 Deno.test("a record of another version is refused with a sentence that names both", () => {
   const text = encodeRecord(FULL).replace(`shim ${RECORD_VERSION} `, "shim 4711 ");
-  assertThrows(
-    () => decodeRecord(text),
-    Error,
-    `it is of version 4711, and this shim reads version ${RECORD_VERSION}`,
-  );
+  assertThrows(() => decodeRecord(text), Error, `it is of version 4711, and this shim reads version ${RECORD_VERSION}`);
   assertEquals(versionOf(text), 4711);
   assertEquals(versionOf(encodeRecord(FULL)), RECORD_VERSION);
   for (const other of ["", "containerd-shim", "containerd-shim x ", " containerd-shim 1 "]) {

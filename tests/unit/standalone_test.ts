@@ -49,9 +49,7 @@ console.log(JSON.stringify({
   cmdline: list("cmdline"),
   environ: list("environ"),
   masks: [...Deno.readDirSync("/proc/self/task")].map(({ name }) =>
-    /SigBlk:\\s*(.*)/.exec(
-      Deno.readTextFileSync("/proc/self/task/" + name + "/status"),
-    )[1]
+    /SigBlk:\\s*(.*)/.exec(Deno.readTextFileSync("/proc/self/task/" + name + "/status"))[1]
   ),
 }));
 Deno.exit(Number(Deno.env.get("EXIT_CODE") ?? 0));
@@ -78,22 +76,14 @@ function packProgram(program: string, out: string): Promise<void> {
   return pack({ deno, entry, program, denoFlags: EVAL_FLAGS, out });
 }
 
-async function run(
-  program: string,
-  args: string[] = [],
-  options: Deno.CommandOptions = {},
-) {
+async function run(program: string, args: string[] = [], options: Deno.CommandOptions = {}) {
   const command = new Deno.Command(program, { args, ...options });
   const { code, signal, stdout, stderr } = await command.output();
   const text = (bytes: Uint8Array) => new TextDecoder().decode(bytes);
   return { code, signal, stdout: text(stdout), stderr: text(stderr) };
 }
 
-async function probe(
-  args: string[] = [],
-  options: Deno.CommandOptions = {},
-  program = product,
-): Promise<Probe> {
+async function probe(args: string[] = [], options: Deno.CommandOptions = {}, program = product): Promise<Probe> {
   const { code, stdout, stderr } = await run(program, args, options);
   assertEquals(stderr, "");
   assertEquals(code, 0);
@@ -337,11 +327,7 @@ Deno.test("What deno compile makes gets the signals and the environment", async 
 });
 
 Deno.test("An executable that ends without an answer fails the check", async () => {
-  await assertRejects(
-    () => selfCheck(product),
-    Error,
-    `${product} does not work: Cannot call `,
-  );
+  await assertRejects(() => selfCheck(product), Error, `${product} does not work: Cannot call `);
 });
 
 Deno.test("A missing program interpreter is said, with exit code 127", async () => {
@@ -350,10 +336,7 @@ Deno.test("A missing program interpreter is said, with exit code 127", async () 
   await compileC(program, `-Wl,--dynamic-linker=${interpreter}`);
   await pack({ deno: program, entry, out: program });
   const { code, stderr, stdout } = await run(program);
-  assertEquals(
-    stderr,
-    `cannot start: cannot open ${interpreter} (errno 2)\n`,
-  );
+  assertEquals(stderr, `cannot start: cannot open ${interpreter} (errno 2)\n`);
   assertEquals(stdout, "");
   assertEquals(code, 127);
 });
@@ -437,11 +420,7 @@ Deno.test("What is no dynamic x86-64 executable is refused, and nothing is left"
   const before = [...Deno.readDirSync(workspace)].length;
   for (const [deno, why] of cases) {
     const out = `${workspace}/out`;
-    await assertRejects(
-      () => pack({ deno, entry, out }),
-      Error,
-      `Cannot pack ${deno}: ${why}`,
-    );
+    await assertRejects(() => pack({ deno, entry, out }), Error, `Cannot pack ${deno}: ${why}`);
   }
   await assertRejects(
     () => packProgram("a\0b", `${workspace}/out`),

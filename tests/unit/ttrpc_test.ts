@@ -19,12 +19,7 @@ interface Frame {
   payload: Uint8Array;
 }
 
-function encodeFrame(
-  stream: number,
-  payload: Uint8Array,
-  type = 1,
-  length = payload.length,
-): Uint8Array {
+function encodeFrame(stream: number, payload: Uint8Array, type = 1, length = payload.length): Uint8Array {
   const frame = new Uint8Array(HEADER_SIZE + payload.length);
   const view = new DataView(frame.buffer);
   view.setUint32(0, length);
@@ -34,18 +29,9 @@ function encodeFrame(
   return frame;
 }
 
-function encodeRequest(
-  stream: number,
-  method: string,
-  payload = new Uint8Array(0),
-  timeoutMs = 0,
-): Uint8Array {
+function encodeRequest(stream: number, method: string, payload = new Uint8Array(0), timeoutMs = 0): Uint8Array {
   const timeoutNano = timeoutMs * 1e6;
-  return encodeFrame(
-    stream,
-    ttrpc.Request.encode({ service: SERVICE, method, payload, timeoutNano })
-      .finish(),
-  );
+  return encodeFrame(stream, ttrpc.Request.encode({ service: SERVICE, method, payload, timeoutNano }).finish());
 }
 
 function concat(...parts: Uint8Array[]): Uint8Array {
@@ -95,11 +81,7 @@ class Peer {
       }
       const count = await this.conn.read(chunk);
       if (count === null) {
-        assertEquals(
-          have,
-          0,
-          "the server closed the connection inside a frame",
-        );
+        assertEquals(have, 0, "the server closed the connection inside a frame");
         return undefined;
       }
       chunks.push(chunk.slice(0, count));
@@ -228,11 +210,7 @@ class Gate {
 
 const echo: Handler = (payload) => payload;
 
-async function assertStatus(
-  call: Promise<unknown>,
-  code: Code,
-  message = "",
-): Promise<StatusError> {
+async function assertStatus(call: Promise<unknown>, code: Code, message = ""): Promise<StatusError> {
   const error = await assertRejects(() => call, StatusError, message);
   assertEquals(error.code, code);
   return error;
@@ -321,10 +299,7 @@ Deno.test("Results of any length arrive as they were", async () => {
   const { conn } = await fixture.connect();
   using client = new Client(conn);
   for (const length of lengths) {
-    assertEquals(
-      await client.call(SERVICE, "Give", bytes(`${length}`)),
-      result(length),
-    );
+    assertEquals(await client.call(SERVICE, "Give", bytes(`${length}`)), result(length));
   }
 });
 
@@ -336,20 +311,14 @@ Deno.test("A response is the one that protobuf's encoder would have made", async
     const sent = peer.send(encodeRequest(1, "Echo", payload));
     const frame = await peer.receive();
     await sent;
-    assertEquals(
-      frame?.payload,
-      new Uint8Array(ttrpc.Response.encode({ payload }).finish()),
-    );
+    assertEquals(frame?.payload, new Uint8Array(ttrpc.Response.encode({ payload }).finish()));
   }
 });
 
 Deno.test("A frame that comes byte by byte is answered", async () => {
   await using fixture = new Fixture({ Echo: echo });
   const { peer } = await fixture.peer();
-  const data = concat(
-    encodeRequest(1, "Echo", bytes("a")),
-    encodeRequest(3, "Echo", bytes("b")),
-  );
+  const data = concat(encodeRequest(1, "Echo", bytes("a")), encodeRequest(3, "Echo", bytes("b")));
   for (const byte of data) await peer.send(new Uint8Array([byte]));
   assertEquals(text((await peer.receiveResponse()).payload), "a");
   assertEquals(text((await peer.receiveResponse()).payload), "b");
@@ -381,10 +350,7 @@ Deno.test("The read buffer grows for a large frame alone, and shrinks afterwards
   assert(Math.max(...spy.reads) > 16 * 1024);
   await peer.send(encodeRequest(3, "Length"));
   assertEquals(text((await peer.receiveResponse()).payload), "0");
-  assert(
-    spy.reads.at(-1)! <= 16 * 1024,
-    `${spy.reads.at(-1)} bytes are kept for reading`,
-  );
+  assert(spy.reads.at(-1)! <= 16 * 1024, `${spy.reads.at(-1)} bytes are kept for reading`);
 });
 
 Deno.test("A request of exactly 4 MiB is taken", async () => {
@@ -394,11 +360,7 @@ Deno.test("A request of exactly 4 MiB is taken", async () => {
   const { peer } = await fixture.peer();
   const overhead = encodeRequest(1, "Length", new Uint8Array(MAX_PAYLOAD - 100)).length -
     (MAX_PAYLOAD - 100) - HEADER_SIZE;
-  const request = encodeRequest(
-    1,
-    "Length",
-    new Uint8Array(MAX_PAYLOAD - overhead),
-  );
+  const request = encodeRequest(1, "Length", new Uint8Array(MAX_PAYLOAD - overhead));
   assertEquals(request.length, HEADER_SIZE + MAX_PAYLOAD);
   await peer.send(request);
   const response = await peer.receiveResponse();
@@ -475,13 +437,7 @@ Deno.test("A request that does not parse is answered INVALID_ARGUMENT, and the c
     method: "Echo",
     payload: bytes("12345"),
   }).finish();
-  for (
-    const payload of [
-      new Uint8Array(16).fill(0xff),
-      whole.slice(0, -1),
-      new Uint8Array([0x0a, 200]),
-    ]
-  ) {
+  for (const payload of [new Uint8Array(16).fill(0xff), whole.slice(0, -1), new Uint8Array([0x0a, 200])]) {
     await peer.send(encodeFrame(1, payload));
     const refusal = await peer.receiveResponse();
     assertEquals([refusal.stream, refusal.code], [1, Code.INVALID_ARGUMENT]);
@@ -506,10 +462,7 @@ Deno.test("An unknown service and an unknown method are UNIMPLEMENTED, by name",
     Code.UNIMPLEMENTED,
     `${SERVICE}/Nope: the service has no such method`,
   );
-  await assertStatus(
-    client.call(SERVICE, "toString", payload),
-    Code.UNIMPLEMENTED,
-  );
+  await assertStatus(client.call(SERVICE, "toString", payload), Code.UNIMPLEMENTED);
 });
 
 Deno.test("A request on a stream in flight is INVALID_ARGUMENT and leaves the first alone", async () => {
@@ -530,11 +483,7 @@ Deno.test("Calls beyond maxInFlight are RESOURCE_EXHAUSTED until others end", as
   const gate = new Gate();
   await using fixture = new Fixture({ Wait: gate.handler }, { maxInFlight: 2 });
   const { peer } = await fixture.peer();
-  await peer.send(
-    concat(
-      ...["a", "b", "c"].map((key, i) => encodeRequest(2 * i + 1, "Wait", bytes(key))),
-    ),
-  );
+  await peer.send(concat(...["a", "b", "c"].map((key, i) => encodeRequest(2 * i + 1, "Wait", bytes(key)))));
   const refusal = await peer.receiveResponse();
   assertEquals([refusal.stream, refusal.code], [5, Code.RESOURCE_EXHAUSTED]);
   gate.finish("a");
@@ -580,10 +529,7 @@ Deno.test("A StatusError of a handler is the answer, thrown or rejected", async 
   const { conn } = await fixture.connect();
   using client = new Client(conn);
   for (const method of ["Throw", "Reject"]) {
-    const error = await assertStatus(
-      client.call(SERVICE, method, bytes("")),
-      Code.NOT_FOUND,
-    );
+    const error = await assertStatus(client.call(SERVICE, method, bytes("")), Code.NOT_FOUND);
     assertEquals(error.message, "process x does not exist");
   }
   assertEquals(fixture.errors, []);
@@ -602,10 +548,7 @@ Deno.test("Any other error of a handler is UNKNOWN with its message, and reporte
   const { conn } = await fixture.connect();
   using client = new Client(conn);
   for (const method of ["Throw", "Reject", "Odd"]) {
-    const error = await assertStatus(
-      client.call(SERVICE, method, bytes("")),
-      Code.UNKNOWN,
-    );
+    const error = await assertStatus(client.call(SERVICE, method, bytes("")), Code.UNKNOWN);
     assertEquals(error.message, "oops");
   }
   assertEquals(fixture.errors.map(({ call }) => call?.method), [
@@ -625,16 +568,10 @@ Deno.test("A result that does not fit into a frame is RESOURCE_EXHAUSTED, one th
   using client = new Client(conn);
   const largest = MAX_PAYLOAD - 5; // a tag and a length of four bytes
   for (const method of ["Give", "GiveLater"]) {
-    const error = await assertStatus(
-      client.call(SERVICE, method, bytes(`${largest + 1}`)),
-      Code.RESOURCE_EXHAUSTED,
-    );
+    const error = await assertStatus(client.call(SERVICE, method, bytes(`${largest + 1}`)), Code.RESOURCE_EXHAUSTED);
     assertStringIncludes(error.message, `${SERVICE}/${method}`);
     assertStringIncludes(error.message, `${largest + 1} bytes`);
-    assertEquals(
-      (await client.call(SERVICE, method, bytes(`${largest}`))).length,
-      largest,
-    );
+    assertEquals((await client.call(SERVICE, method, bytes(`${largest}`))).length, largest);
   }
 });
 
@@ -646,11 +583,7 @@ Deno.test("An error message that does not fit into a frame is cut", async () => 
   });
   const { conn } = await fixture.connect();
   using client = new Client(conn);
-  const error = await assertStatus(
-    client.call(SERVICE, "Fail", bytes("")),
-    Code.ABORTED,
-    "xxxx",
-  );
+  const error = await assertStatus(client.call(SERVICE, "Fail", bytes("")), Code.ABORTED, "xxxx");
   assert(error.message.length < 2000);
 });
 
@@ -772,10 +705,7 @@ Deno.test("No AbortController is made unless a handler asks for the signal", asy
   try {
     await using fixture = new Fixture({
       Plain: async () => await new Uint8Array(1),
-      Signal: async (_, call) =>
-        await new Uint8Array(
-          call.signal === call.signal && !call.signal.aborted ? 1 : 0,
-        ),
+      Signal: async (_, call) => await new Uint8Array(call.signal === call.signal && !call.signal.aborted ? 1 : 0),
     });
     const { conn } = await fixture.connect();
     using client = new Client(conn);
@@ -794,18 +724,10 @@ Deno.test("Replies given in one turn go out with one write, whether the handlers
   const gate = new Gate();
   await using fixture = new Fixture({ Echo: echo, Wait: gate.handler });
   const { peer, spy } = await fixture.peer();
-  await peer.send(
-    concat(
-      ...[1, 3, 5, 7, 9].map((stream) => encodeRequest(stream, "Echo", bytes("x"))),
-    ),
-  );
+  await peer.send(concat(...[1, 3, 5, 7, 9].map((stream) => encodeRequest(stream, "Echo", bytes("x")))));
   for (let i = 0; i < 5; i++) await peer.receiveResponse();
   assertEquals(spy.writes.length, 1);
-  await peer.send(
-    concat(
-      ...[1, 3, 5].map((stream) => encodeRequest(stream, "Wait", bytes(`${stream}`))),
-    ),
-  );
+  await peer.send(concat(...[1, 3, 5].map((stream) => encodeRequest(stream, "Wait", bytes(`${stream}`)))));
   await Promise.all(["1", "3", "5"].map((key) => gate.arrived(key)));
   for (const key of ["1", "3", "5"]) gate.finish(key);
   for (let i = 0; i < 3; i++) await peer.receiveResponse();
@@ -834,12 +756,7 @@ Deno.test("A peer that has shut down its writing side still gets its answers, th
   const gate = new Gate();
   await using fixture = new Fixture({ Echo: echo, Wait: gate.handler });
   const { peer, served } = await fixture.peer();
-  await peer.send(
-    concat(
-      encodeRequest(1, "Wait", bytes("a")),
-      encodeRequest(3, "Echo", bytes("b")),
-    ),
-  );
+  await peer.send(concat(encodeRequest(1, "Wait", bytes("a")), encodeRequest(3, "Echo", bytes("b"))));
   await (peer.conn as Deno.UnixConn).closeWrite();
   assertEquals((await peer.receiveResponse()).stream, 3);
   await letServerWork(fixture);
@@ -852,11 +769,7 @@ Deno.test("A peer that has shut down its writing side still gets its answers, th
 Deno.test("A half-closed peer with more replies than its socket holds gets them all", async () => {
   await using fixture = new Fixture({ Give: () => new Uint8Array(MIB) });
   const { peer, served } = await fixture.peer();
-  await peer.send(
-    concat(
-      ...Array.from({ length: 6 }, (_, i) => encodeRequest(2 * i + 1, "Give")),
-    ),
-  );
+  await peer.send(concat(...Array.from({ length: 6 }, (_, i) => encodeRequest(2 * i + 1, "Give"))));
   await (peer.conn as Deno.UnixConn).closeWrite();
   for (let i = 0; i < 6; i++) {
     assertEquals((await peer.receiveResponse()).payload.length, MIB);
@@ -888,11 +801,7 @@ Deno.test("When the peer closes, serving ends at once and calls in flight are ab
   peer.conn.close();
   await served;
   assertEquals(call.signal.reason.code, Code.CANCELED);
-  assertEquals(
-    [...fixture.server.inFlight],
-    [call],
-    "the handler has not ended",
-  );
+  assertEquals([...fixture.server.inFlight], [call], "the handler has not ended");
   gate.fail("a", new Error("too late"));
   await fixture.server.shutdown();
   assertEquals([...fixture.server.inFlight], []);
@@ -939,20 +848,10 @@ Deno.test("A peer that does not read its replies is served no further, others ar
   const { peer } = await fixture.peer();
   const count = 60;
   // One batch: all of it is in the server's buffer, so only the bound keeps the server from answering it.
-  await peer.send(
-    concat(
-      ...Array.from(
-        { length: count },
-        (_, i) => encodeRequest(2 * i + 1, "Give"),
-      ),
-    ),
-  );
+  await peer.send(concat(...Array.from({ length: count }, (_, i) => encodeRequest(2 * i + 1, "Give"))));
   await letServerWork(fixture);
   const bound = MAX_UNSENT / MIB + 2;
-  assert(
-    served > 0 && served <= bound,
-    `${served} replies of 1 MiB were made for a peer that takes none`,
-  );
+  assert(served > 0 && served <= bound, `${served} replies of 1 MiB were made for a peer that takes none`);
   for (let i = 0; i < count; i++) {
     const response = await peer.receiveResponse();
     assertEquals([response.stream, response.payload.length], [2 * i + 1, MIB]);
@@ -963,9 +862,7 @@ Deno.test("A peer that does not read its replies is served no further, others ar
 Deno.test("A peer that floods the server does not starve another", async () => {
   await using fixture = new Fixture({ Echo: echo });
   const { peer } = await fixture.peer();
-  const batch = concat(
-    ...Array.from({ length: 500 }, (_, i) => encodeRequest(2 * i + 1, "Echo")),
-  );
+  const batch = concat(...Array.from({ length: 500 }, (_, i) => encodeRequest(2 * i + 1, "Echo")));
   let flooding = true;
   const flood = (async () => {
     while (flooding) await peer.send(batch);
@@ -1101,10 +998,7 @@ async function clientAndPeer(): Promise<{ client: Client; peer: Peer }> {
   return { client: new Client(conn), peer: new Peer(other) };
 }
 
-function encodeResponse(
-  stream: number,
-  response: ttrpc.Response.$Properties,
-): Uint8Array {
+function encodeResponse(stream: number, response: ttrpc.Response.$Properties): Uint8Array {
   return encodeFrame(stream, ttrpc.Response.encode(response).finish(), 2);
 }
 
@@ -1125,9 +1019,7 @@ Deno.test("The client numbers its streams 1, 3, 5 and tells the server of the ti
     assertEquals(request.timeoutNano, method === "b" ? 1.5e9 : 0);
   }
   // Backwards, and with and without a status, as servers do.
-  await peer.send(
-    encodeResponse(5, { status: { code: 0 }, payload: bytes("third") }),
-  );
+  await peer.send(encodeResponse(5, { status: { code: 0 }, payload: bytes("third") }));
   await peer.send(encodeResponse(3, { payload: bytes("second") }));
   await peer.send(encodeResponse(1, {}));
   assertEquals((await Promise.all(calls)).map(text), ["", "second", "third"]);
@@ -1149,23 +1041,10 @@ Deno.test("A call of the client that times out is DEADLINE_EXCEEDED, and its lat
   const { client, peer } = await clientAndPeer();
   using _ = client;
   using __ = peer.conn;
-  await assertStatus(
-    client.call("s", "m", bytes(""), { timeoutMs: 5 }),
-    Code.DEADLINE_EXCEEDED,
-    "s/m",
-  );
-  await assertStatus(
-    client.call("s", "m", bytes(""), { timeoutMs: 0 }),
-    Code.DEADLINE_EXCEEDED,
-    "s/m",
-  );
+  await assertStatus(client.call("s", "m", bytes(""), { timeoutMs: 5 }), Code.DEADLINE_EXCEEDED, "s/m");
+  await assertStatus(client.call("s", "m", bytes(""), { timeoutMs: 0 }), Code.DEADLINE_EXCEEDED, "s/m");
   const next = client.call("s", "m", bytes(""), { timeoutMs: 60_000 });
-  await peer.send(
-    concat(
-      encodeResponse(1, { payload: bytes("late") }),
-      encodeResponse(3, { payload: bytes("next") }),
-    ),
-  );
+  await peer.send(concat(encodeResponse(1, { payload: bytes("late") }), encodeResponse(3, { payload: bytes("next") })));
   assertEquals(text(await next), "next");
 });
 
@@ -1178,10 +1057,7 @@ Deno.test("A call of the client whose signal aborts is CANCELED", async () => {
   controller.abort("enough");
   const error = await assertStatus(call, Code.CANCELED, "s/m");
   assertEquals(error.cause, "enough");
-  await assertStatus(
-    client.call("s", "m", bytes(""), { signal: controller.signal }),
-    Code.CANCELED,
-  );
+  await assertStatus(client.call("s", "m", bytes(""), { signal: controller.signal }), Code.CANCELED);
 });
 
 Deno.test("When the server closes, calls of the client are UNAVAILABLE and closed resolves", async () => {
@@ -1192,11 +1068,7 @@ Deno.test("When the server closes, calls of the client are UNAVAILABLE and close
   ];
   peer.conn.close();
   for (const call of calls) {
-    await assertStatus(
-      call,
-      Code.UNAVAILABLE,
-      "the server closed the connection",
-    );
+    await assertStatus(call, Code.UNAVAILABLE, "the server closed the connection");
   }
   await client.closed;
   await assertStatus(client.call("s", "c", bytes("")), Code.UNAVAILABLE, "s/c");
@@ -1209,11 +1081,7 @@ Deno.test("close of the client makes its calls UNAVAILABLE and the server see en
   const call = client.call("s", "m", bytes(""));
   client.close();
   client.close();
-  await assertStatus(
-    call,
-    Code.UNAVAILABLE,
-    "the client closed the connection",
-  );
+  await assertStatus(call, Code.UNAVAILABLE, "the client closed the connection");
   await client.closed;
   assertEquals(await peer.receive(), undefined);
 });
@@ -1222,18 +1090,10 @@ Deno.test("The client refuses to send a request over 4 MiB, and to take an answe
   const { client, peer } = await clientAndPeer();
   using _ = client;
   using __ = peer.conn;
-  await assertStatus(
-    client.call("s", "m", new Uint8Array(MAX_PAYLOAD)),
-    Code.RESOURCE_EXHAUSTED,
-    "s/m",
-  );
+  await assertStatus(client.call("s", "m", new Uint8Array(MAX_PAYLOAD)), Code.RESOURCE_EXHAUSTED, "s/m");
   const call = client.call("s", "m", bytes(""));
   await peer.receive();
-  const refused = assertStatus(
-    call,
-    Code.RESOURCE_EXHAUSTED,
-    `${MAX_PAYLOAD + 1} bytes`,
-  );
+  const refused = assertStatus(call, Code.RESOURCE_EXHAUSTED, `${MAX_PAYLOAD + 1} bytes`);
   await peer.send(encodeFrame(1, new Uint8Array(MAX_PAYLOAD + 1), 2));
   await refused;
   const next = client.call("s", "m", bytes(""));
@@ -1244,15 +1104,9 @@ Deno.test("The client refuses to send a request over 4 MiB, and to take an answe
 Deno.test("The client queues only so much for a server that does not read", async () => {
   const { client, peer } = await clientAndPeer();
   using _ = peer.conn;
-  const calls = Array.from(
-    { length: 4 },
-    () => client.call("s", "m", new Uint8Array(3 * MIB)),
-  );
+  const calls = Array.from({ length: 4 }, () => client.call("s", "m", new Uint8Array(3 * MIB)));
   const codes = calls.map((call) => call.catch((error) => error.code));
-  assertEquals(
-    await Promise.race([codes[2], codes[3]]),
-    Code.RESOURCE_EXHAUSTED,
-  );
+  assertEquals(await Promise.race([codes[2], codes[3]]), Code.RESOURCE_EXHAUSTED);
   client.close();
   assertEquals(await Promise.all(codes), [14, 14, 8, 8]);
 });
