@@ -46,11 +46,7 @@ const FD_CLOEXEC = 1;
  * @throws {SystemError}
  */
 export function open(path: string, flags: number, mode = 0): number {
-  return check(
-    c().open(cstring(path), flags | O.CLOEXEC, mode),
-    "open",
-    path,
-  );
+  return check(c().open(cstring(path), flags | O.CLOEXEC, mode), "open", path);
 }
 
 /**
@@ -77,11 +73,7 @@ export function dup2(from: number, to: number): void {
  * @throws {SystemError}
  */
 export function duplicate(fd: number, least = 0): number {
-  return check(
-    c().fcntl(fd, F_DUPFD_CLOEXEC, least),
-    "fcntl F_DUPFD_CLOEXEC of descriptor",
-    fd,
-  );
+  return check(c().fcntl(fd, F_DUPFD_CLOEXEC, least), "fcntl F_DUPFD_CLOEXEC of descriptor", fd);
 }
 
 /**
@@ -100,11 +92,7 @@ export function setCloexec(fd: number): void {
  */
 export function setNonblocking(fd: number): void {
   const flags = check(c().fcntl(fd, F_GETFL, 0), "fcntl F_GETFL of", fd);
-  check(
-    c().fcntl(fd, F_SETFL, flags | O.NONBLOCK),
-    "fcntl F_SETFL of descriptor",
-    fd,
-  );
+  check(c().fcntl(fd, F_SETFL, flags | O.NONBLOCK), "fcntl F_SETFL of descriptor", fd);
 }
 
 /** read(2): the number of bytes, 0 at end of file, -1 on failure (see errno). */

@@ -62,12 +62,7 @@ export class Place {
     event.setUint32(0, this.#registration.events, true);
     event.setBigUint64(4, this.#registration.data, true);
     check(
-      c().epoll_ctl(
-        this.#epoll,
-        EPOLL_CTL_ADD,
-        this.fd,
-        new Uint8Array(event.buffer),
-      ),
+      c().epoll_ctl(this.#epoll, EPOLL_CTL_ADD, this.fd, new Uint8Array(event.buffer)),
       "epoll_ctl EPOLL_CTL_ADD of descriptor",
       this.fd,
     );
@@ -89,11 +84,7 @@ function epolls(): number[] {
 function registrations(epoll: number): Registration[] {
   const found: Registration[] = [];
   const text = Deno.readTextFileSync(`/proc/self/fdinfo/${epoll}`);
-  for (
-    const [, fd, events, data] of text.matchAll(
-      /^tfd:\s*(\d+)\s+events:\s*([0-9a-f]+)\s+data:\s*([0-9a-f]+)/gm,
-    )
-  ) {
+  for (const [, fd, events, data] of text.matchAll(/^tfd:\s*(\d+)\s+events:\s*([0-9a-f]+)\s+data:\s*([0-9a-f]+)/gm)) {
     found.push({
       fd: Number(fd),
       events: parseInt(events!, 16),

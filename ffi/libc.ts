@@ -12,10 +12,7 @@ const LIBRARY = "libc.so.6";
 const OFTEN = 100;
 
 /** What a function takes and gives. */
-export type Signature = readonly [
-  parameters: readonly Deno.NativeType[],
-  result: Deno.NativeResultType,
-];
+export type Signature = readonly [parameters: readonly Deno.NativeType[], result: Deno.NativeResultType];
 
 /** Functions that are bound: called as if they were ours. */
 export type Bound<T extends Record<string, Signature>> = {
@@ -29,9 +26,7 @@ export type Bound<T extends Record<string, Signature>> = {
  *
  * @throws {TypeError} at first use, when the library has no such symbol
  */
-export function libc<const T extends Record<string, Signature>>(
-  signatures: T,
-): () => Bound<T> {
+export function libc<const T extends Record<string, Signature>>(signatures: T): () => Bound<T> {
   let bound: Bound<T> | undefined;
   return () => bound ??= bind(signatures);
 }
@@ -47,10 +42,7 @@ function bind<T extends Record<string, Signature>>(signatures: T): Bound<T> {
   const functions: Record<string, unknown> = {};
   for (const name in signatures) {
     const [parameters, result] = signatures[name]!;
-    const pointer = new Deno.UnsafeFnPointer(
-      addresses[name]!,
-      { parameters, result } as Deno.ForeignFunction,
-    );
+    const pointer = new Deno.UnsafeFnPointer(addresses[name]!, { parameters, result } as Deno.ForeignFunction);
     functions[name] = counted(name, signatures[name]!, pointer.call.bind(pointer) as Call, (call) => {
       functions[name] = call;
     });
@@ -106,9 +98,7 @@ let errnoCell: Int32Array | undefined;
 /** errno of the last failed call on the main thread (the only one that JavaScript runs on). */
 export function errno(): number {
   // A view of errno's own memory: reading it makes no call that could change it.
-  errnoCell ??= new Int32Array(
-    Deno.UnsafePointerView.getArrayBuffer(c().__errno_location()!, 4),
-  );
+  errnoCell ??= new Int32Array(Deno.UnsafePointerView.getArrayBuffer(c().__errno_location()!, 4));
   return errnoCell[0]!;
 }
 
@@ -127,9 +117,7 @@ export class SystemError extends Error {
    * @param subject what the call was made on, for the sentence: a path, a pid
    */
   constructor(call: string, errno: number, subject?: string | number) {
-    super(
-      `${call}${subject === undefined ? "" : ` ${subject}`}: ${describeErrno(errno)}`,
-    );
+    super(`${call}${subject === undefined ? "" : ` ${subject}`}: ${describeErrno(errno)}`);
     this.call = call;
     this.errno = errno;
   }
@@ -145,11 +133,7 @@ function describeErrno(errno: number): string {
  *
  * @throws {SystemError} when it did
  */
-export function check(
-  result: number,
-  call: string,
-  subject?: string | number,
-): number {
+export function check(result: number, call: string, subject?: string | number): number {
   if (result === -1) throw new SystemError(call, errno(), subject);
   return result;
 }

@@ -22,10 +22,7 @@ export class MemoryFile implements Disposable {
    * @throws {SystemError}
    */
   constructor(name: string) {
-    this.fd = check(
-      c().memfd_create(cstring(name), MFD_CLOEXEC),
-      "memfd_create",
-    );
+    this.fd = check(c().memfd_create(cstring(name), MFD_CLOEXEC), "memfd_create");
   }
 
   /**
@@ -37,11 +34,7 @@ export class MemoryFile implements Disposable {
     const bytes = new Uint8Array(content);
     for (let at = 0; at < bytes.length;) {
       const rest = bytes.subarray(at);
-      at += check(
-        fds.writeAt(this.fd, rest, at),
-        "pwrite to descriptor",
-        this.fd,
-      );
+      at += check(fds.writeAt(this.fd, rest, at), "pwrite to descriptor", this.fd);
     }
   }
 

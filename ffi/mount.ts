@@ -38,21 +38,9 @@ export const MOUNT_DATA_SIZE = 4096;
  *
  * @throws {SystemError}
  */
-export function mount(
-  source: string,
-  target: string,
-  type: string,
-  flags: number,
-  data: string,
-): void {
+export function mount(source: string, target: string, type: string, flags: number, data: string): void {
   check(
-    c().mount(
-      cstring(source),
-      cstring(target),
-      cstring(type),
-      BigInt(flags),
-      cstring(data),
-    ),
+    c().mount(cstring(source), cstring(target), cstring(type), BigInt(flags), cstring(data)),
     `mount of ${type || "filesystem"} ${source} on`,
     target,
   );

@@ -59,14 +59,7 @@ export function pipe(): Pipe {
  */
 export function splice(from: number, to: number, length: number): number {
   for (;;) {
-    const count = c().splice(
-      from,
-      null,
-      to,
-      null,
-      BigInt(length),
-      SPLICE_F_MOVE | SPLICE_F_NONBLOCK,
-    );
+    const count = c().splice(from, null, to, null, BigInt(length), SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
     if (count >= 0) return count;
     const error = errno();
     if (error === Errno.EAGAIN) return -1;

@@ -211,11 +211,7 @@ export class Poller {
     const view = new DataView(event.buffer);
     view.setUint32(0, (events | EPOLLET) >>> 0, true);
     view.setUint32(DATA_OFFSET, serial, true);
-    check(
-      c().epoll_ctl(epoll, operation, fd, event),
-      "epoll_ctl of descriptor",
-      fd,
-    );
+    check(c().epoll_ctl(epoll, operation, fd, event), "epoll_ctl of descriptor", fd);
   }
 
   #putByteBack(): void {

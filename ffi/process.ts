@@ -14,16 +14,10 @@ const c = libc({
 });
 
 const spawning = libc({
-  posix_spawnp: [
-    ["buffer", "buffer", "buffer", "buffer", "pointer", "pointer"],
-    "i32",
-  ],
+  posix_spawnp: [["buffer", "buffer", "buffer", "buffer", "pointer", "pointer"], "i32"],
   posix_spawn_file_actions_init: [["buffer"], "i32"],
   posix_spawn_file_actions_adddup2: [["buffer", "i32", "i32"], "i32"],
-  posix_spawn_file_actions_addopen: [
-    ["buffer", "i32", "buffer", "i32", "u32"],
-    "i32",
-  ],
+  posix_spawn_file_actions_addopen: [["buffer", "i32", "buffer", "i32", "u32"], "i32"],
   posix_spawn_file_actions_addchdir_np: [["buffer", "buffer"], "i32"],
   posix_spawn_file_actions_destroy: [["buffer"], "i32"],
   posix_spawnattr_init: [["buffer"], "i32"],
@@ -183,24 +177,12 @@ export function spawn(options: SpawnOptions): number {
     // attr_init's process group is 0: the child's own
     if (options.newProcessGroup) flags |= POSIX_SPAWN_SETPGROUP;
     ok(p.posix_spawnattr_setflags(attributes, flags), "attr_setflags");
-    ok(
-      p.posix_spawnattr_setsigmask(attributes, signalSet([])),
-      "attr_setsigmask",
-    );
-    ok(
-      p.posix_spawnattr_setsigdefault(attributes, fullSignalSet()),
-      "attr_setsigdefault",
-    );
+    ok(p.posix_spawnattr_setsigmask(attributes, signalSet([])), "attr_setsigmask");
+    ok(p.posix_spawnattr_setsigdefault(attributes, fullSignalSet()), "attr_setsigdefault");
     options.descriptors.forEach((fd, number) => {
       if (fd === null) {
         ok(
-          p.posix_spawn_file_actions_addopen(
-            actions,
-            number,
-            cstring("/dev/null"),
-            fds.O.RDWR,
-            0,
-          ),
+          p.posix_spawn_file_actions_addopen(actions, number, cstring("/dev/null"), fds.O.RDWR, 0),
           "file_actions_addopen",
         );
         return;
@@ -211,16 +193,10 @@ export function spawn(options: SpawnOptions): number {
         source = fds.duplicate(fd, options.descriptors.length);
         moved.push(source);
       }
-      ok(
-        p.posix_spawn_file_actions_adddup2(actions, source, number),
-        "file_actions_adddup2",
-      );
+      ok(p.posix_spawn_file_actions_adddup2(actions, source, number), "file_actions_adddup2");
     });
     if (options.cwd !== undefined) {
-      ok(
-        p.posix_spawn_file_actions_addchdir_np(actions, cstring(options.cwd)),
-        "file_actions_addchdir_np",
-      );
+      ok(p.posix_spawn_file_actions_addchdir_np(actions, cstring(options.cwd)), "file_actions_addchdir_np");
     }
     const argv = new StringArray(options.args.map(cstring));
     const envp = options.environment === undefined
@@ -257,9 +233,7 @@ class StringArray {
 
   constructor(strings: readonly Uint8Array[]) {
     const table = (strings.length + 1) * 8;
-    this.#bytes = new Uint8Array(
-      strings.reduce((size, each) => size + each.length, table),
-    );
+    this.#bytes = new Uint8Array(strings.reduce((size, each) => size + each.length, table));
     const view = new DataView(this.#bytes.buffer);
     const base = Deno.UnsafePointer.value(this.pointer);
     let at = table;

@@ -173,10 +173,7 @@ export function threads(signals: Iterable<number>): Threads {
  * @throws {SystemError}
  */
 export function signalfd(signals: Iterable<number>): number {
-  return check(
-    c().signalfd(-1, signalSet(signals), SFD_NONBLOCK | SFD_CLOEXEC),
-    "signalfd",
-  );
+  return check(c().signalfd(-1, signalSet(signals), SFD_NONBLOCK | SFD_CLOEXEC), "signalfd");
 }
 
 /**

@@ -72,13 +72,7 @@ function option(fd: number, name: number, words: number): Int32Array {
   const value = new Int32Array(words);
   const length = new Uint32Array([value.byteLength]);
   check(
-    c().getsockopt(
-      fd,
-      SOL_SOCKET,
-      name,
-      new Uint8Array(value.buffer),
-      new Uint8Array(length.buffer),
-    ),
+    c().getsockopt(fd, SOL_SOCKET, name, new Uint8Array(value.buffer), new Uint8Array(length.buffer)),
     "getsockopt of descriptor",
     fd,
   );
@@ -109,12 +103,7 @@ function name(which: Named, fd: number): string | undefined {
 export function socketpair(): [number, number] {
   const pair = new Int32Array(2);
   check(
-    c().socketpair(
-      AF_UNIX,
-      SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC,
-      0,
-      new Uint8Array(pair.buffer),
-    ),
+    c().socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, new Uint8Array(pair.buffer)),
     "socketpair",
   );
   return [pair[0]!, pair[1]!];

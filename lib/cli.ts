@@ -193,9 +193,7 @@ const BOOLEANS: Readonly<Record<string, boolean>> = {
 
 function parseBool(name: string, value: string): boolean {
   if (!Object.hasOwn(BOOLEANS, value)) {
-    throw new UsageError(
-      `invalid boolean value ${JSON.stringify(value)} for -${name}: parse error`,
-    );
+    throw new UsageError(`invalid boolean value ${JSON.stringify(value)} for -${name}: parse error`);
   }
   return BOOLEANS[value]!;
 }

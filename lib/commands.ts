@@ -66,10 +66,7 @@ export const INSPECT = {
     },
     { name: "watch", type: "bool", default: false, help: "look again every 2 s, until interrupted" },
   ],
-  exits: [
-    ["0", "Every shim has answered."],
-    ["1", "One has not, or there is no such container."],
-  ],
+  exits: [["0", "Every shim has answered."], ["1", "One has not, or there is no such container."]],
 } as const satisfies Command;
 
 /** Every command, in the order in which the manual shows them. */

@@ -45,13 +45,7 @@ export const V8_FLAGS: string = "--v8-flags=" + [
 ].join(",");
 
 /** How the program is run: nothing is looked for around it, nor fetched. */
-export const EVAL_FLAGS: readonly string[] = [
-  "--ext=js",
-  "--no-config",
-  "--no-lock",
-  "--cached-only",
-  V8_FLAGS,
-];
+export const EVAL_FLAGS: readonly string[] = ["--ext=js", "--no-config", "--no-lock", "--cached-only", V8_FLAGS];
 
 /** The module that main.ts becomes. */
 const MAIN_MODULE = "main.js";
@@ -138,10 +132,7 @@ export async function selfCheck(executable: string): Promise<void> {
       throw new Error(`it ended with status ${status} when asked to by SIGTERM`);
     }
   } catch (error) {
-    throw new Error(
-      `${executable} does not work: ${(error as Error).message}`,
-      { cause: error },
-    );
+    throw new Error(`${executable} does not work: ${(error as Error).message}`, { cause: error });
   } finally {
     if (pid !== undefined) await end(pid);
     await Deno.remove(directory, { recursive: true });

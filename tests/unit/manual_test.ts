@@ -48,10 +48,7 @@ Deno.test("the manual page has each flag of a shim, and each command with its fl
 Deno.test("the manual page has what man-pages(7) wants of one, its version and its date", async () => {
   const text = await rendered();
   const sections = ["NAME", "SYNOPSIS", "DESCRIPTION", "OPTIONS", "COMMANDS", "EXIT STATUS", "ENVIRONMENT", "FILES"];
-  assertEquals(
-    text.match(/^[A-Z][A-Z ]+$/gm),
-    [...sections, "SIGNALS", "NOTES", "EXAMPLES", "SEE ALSO"],
-  );
+  assertEquals(text.match(/^[A-Z][A-Z ]+$/gm), [...sections, "SIGNALS", "NOTES", "EXAMPLES", "SEE ALSO"]);
   assertStringIncludes(text, "NAME\n       containerd-shim - ");
   assertMatch(text, new RegExp(`^containerd-shim ${config.version} +${DATE} `, "m"));
 });
