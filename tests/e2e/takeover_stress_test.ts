@@ -7,21 +7,29 @@
  */
 
 import { assert, assertEquals, assertMatch, assertRejects, assertThrows } from "@std/assert";
-import { containerd as api } from "../../lib/api/mod.js";
-import { Client } from "../../lib/ttrpc/client.ts";
-import { type Result, run, type Running, start } from "./command.ts";
-import { collectExits, Exits } from "./exits.ts";
-import { type Containerd, withContainerd } from "./harness.ts";
+import { Exits } from "./exits.ts";
+import type { Containerd } from "./harness.ts";
 import { assertOpenFiles, type Host, type Machine, onlyHosted, openFiles, withMachine } from "./host.ts";
-import { paths, shimSocket } from "./leftovers.ts";
-import { bursting, countNumbered, numbered, NumberedLines } from "./numbered.ts";
-import { isAlive } from "./proc.ts";
+import { paths } from "./leftovers.ts";
+import { bursting, numbered, NumberedLines } from "./numbered.ts";
 import { Seeded } from "./seeded.ts";
-import { SERVICE, Status } from "./shim.ts";
-import { Echo, type Ended, Program } from "./talk.ts";
-import { PATIENCE_MS, pause, until, within } from "./until.ts";
-
-import v1 = api.runtime.linux.shim.v1;
+import {
+  Caller,
+  DEATH,
+  deleteStopped,
+  END,
+  type Lasting,
+  runExec,
+  runLogging,
+  runNumbered,
+  runShort,
+  type Scene,
+  startNumbered,
+  startTyping,
+  withScene,
+} from "./storm.ts";
+import { Echo } from "./talk.ts";
+import { pause, until, within } from "./until.ts";
 
 /** How often the host is killed. */
 const TAKEOVERS = Number(Deno.env.get("TAKEOVERS") ?? 40);
@@ -43,168 +51,17 @@ const RUN_WORKERS = 1;
 const STEP_WORKERS = 1;
 /** The longest that each of them rests after each time, in ms: the machine is to have time for hosts. */
 const MAX_REST_MS = 1000;
-/** The longest between two lines that are typed, in ms, and how much may be on its way then, in characters. */
-const MAX_TYPING_MS = 60;
-const MAX_TYPED = 300;
 /** What is read slowly is read in so many bytes, each so many ms after the last. */
 const SLOW_BYTES = 8192;
 const SLOW_MS = 100;
-/** The longest line that is typed besides its number. */
-const MAX_LINE = 60;
 /** How long anything may take that goes on for as long as the test, in ms. */
 const WHOLE_TEST_MS = 120_000 + TAKEOVERS * 5000;
-
-/** What containerd's log says when a shim has died that should not have. */
-const DEATH = /cleaning up after|failed to clean up|shim disconnected|cleanup warnings|shim dead|dead shim/;
 
 /** What in a containerd's log tells of the death of a shim: of any, or that one of these has ended. */
 function deaths(log: string, living: readonly string[]): string[] {
   return log.split("\n").filter((line) => {
     return DEATH.test(line) || line.includes("shim reaped") && living.some((id) => line.includes(` id=${id} `));
   });
-}
-
-/** What goes on while hosts are killed, and how it has gone. */
-class Course {
-  /** Whether what goes on is to come to its end. */
-  over = false;
-  /** How many hosts have been killed. */
-  kills = 0;
-  /** How many calls of each kind have been answered. */
-  readonly answers = new Map<string, number>();
-  readonly #failures: Error[] = [];
-  #killedAt = performance.now();
-  #nextAnswer = Promise.withResolvers<void>();
-
-  /** When it is now, by the kills. */
-  now(): string {
-    return `${Math.round(performance.now() - this.#killedAt)} ms after kill ${this.kills}`;
-  }
-
-  killed(): void {
-    this.kills++;
-    this.#killedAt = performance.now();
-  }
-
-  /** Does something that must succeed; an error says when that was, by the kills. */
-  async call<T>(kind: string, what: string, call: () => Promise<T>): Promise<T> {
-    const begun = this.now();
-    try {
-      const value = await call();
-      this.answers.set(kind, (this.answers.get(kind) ?? 0) + 1);
-      this.#nextAnswer.resolve();
-      this.#nextAnswer = Promise.withResolvers();
-      return value;
-    } catch (cause) {
-      throw new Error(`${kind} ${what}, begun ${begun}, failed ${this.now()}: ${(cause as Error).message}`, { cause });
-    }
-  }
-
-  /** Resolves when the next call has been answered, or none will be. */
-  async nextAnswer(): Promise<void> {
-    if (!this.over) await within("the next answer", this.#nextAnswer.promise);
-  }
-
-  /** Ends it all. */
-  end(): void {
-    this.over = true;
-    this.#nextAnswer.resolve();
-  }
-
-  fail(error: unknown): void {
-    if (this.#failures.length === 0) console.error(`Failed ${this.now()}: ${(error as Error).message}`);
-    this.#failures.push(error as Error);
-    this.end();
-  }
-
-  /** Does something until all is over, or something has failed. */
-  async repeat(work: () => Promise<void>): Promise<void> {
-    try {
-      while (!this.over) await work();
-    } catch (error) {
-      this.fail(error);
-    }
-  }
-
-  /** @throws {Error} with everything that has failed */
-  throwFailures(): void {
-    if (this.#failures.length === 0) return;
-    throw new Error(this.#failures.map(({ message }) => message).join("\n"));
-  }
-}
-
-/** A container, or an exec, that lives as long as the test. */
-interface Lasting {
-  readonly id: string;
-  readonly status: number;
-  /** Has it end, waits for that, and fails unless all is well with it. */
-  end(): Promise<void>;
-}
-
-/** The test's parts, as they need each other. */
-interface Scene {
-  readonly course: Course;
-  readonly machine: Machine;
-  readonly containerd: Containerd;
-  readonly exits: Exits;
-  /** The file that has all containers end that print numbered lines: as they see it, and as we do. */
-  readonly endFile: { readonly inside: string; readonly outside: string };
-  /** What is to be ended in any case. */
-  readonly programs: { kill(): unknown }[];
-  /** How many lines have been printed, by what has printed them. */
-  readonly lines: Map<string, number>;
-}
-
-/** Fails unless a command has ended with this status, and has nothing to complain about. */
-function assertEnded({ code, stderr }: Ended | Result, status: number): void {
-  assertEquals({ code, stderr }, { code: status, stderr: "" });
-}
-
-/** Starts a command with its output in two files, to be read when it has ended: numbered lines, in each as many. */
-function startNumbered(scene: Scene, id: string, status: number, command: readonly string[]): Lasting {
-  const { containerd, lines } = scene;
-  const files = ["stdout", "stderr"].map((each) => `${containerd.folder}/${id}-${each}`);
-  const shell = ["sh", "-c", 'exec >"$0" 2>"$1" </dev/null; shift; exec "$@"', ...files];
-  const running: Running = start([...shell, ...command], { patienceMs: WHOLE_TEST_MS });
-  running.result.catch(() => {});
-  scene.programs.push({ kill: () => isAlive(running.pid) && running.kill("SIGKILL") });
-  return {
-    id,
-    status,
-    async end() {
-      assertEnded(await within(`the end of ${id}`, running.result), status);
-      const counts = await Promise.all(files.map(countNumbered));
-      assertEquals(counts[0], counts[1], `lines of ${id} on both streams`);
-      assert(counts[0]! > 0, `${id} has printed nothing`);
-      lines.set(id, counts[0]!);
-    },
-  };
-}
-
-/** A container with ctr in the foreground that prints numbered lines. */
-function runNumbered(scene: Scene, script: typeof numbered, status: number): Lasting {
-  const id = scene.containerd.newId();
-  const command = ["/bin/sh", "-c", script(scene.endFile.inside, status)];
-  return startNumbered(scene, id, status, scene.containerd.runArguments(id, command, { flags: ["--rm"] }));
-}
-
-/** A container that nobody is attached to, and whose stdout is a file: the shim writes to it. */
-async function runLogging(scene: Scene, status: number): Promise<Lasting> {
-  const { containerd, exits, lines } = scene;
-  const id = containerd.newId();
-  const file = `${containerd.folder}/${id}-log`;
-  // There is one file for both streams.
-  const script = `(${numbered(scene.endFile.inside, status)}) 2>/dev/null`;
-  await containerd.runDetached(id, ["/bin/sh", "-c", script], { io: ["--log-uri", `file://${file}`] });
-  return {
-    id,
-    status,
-    async end() {
-      await exits.told(id);
-      await deleteStopped(containerd, id, status);
-      lines.set(id, await countNumbered(file));
-    },
-  };
 }
 
 /** Reads a FIFO, so slowly that its writer has to wait, until the writer is told to end: numbered lines. */
@@ -221,11 +78,11 @@ async function readSlowly(path: string, isEnding: () => boolean): Promise<number
 
 /** A container whose output the test itself reads, and slowly. (What ctr has not read when it ends, it forgets.) */
 async function runReadSlowly(scene: Scene, status: number): Promise<Lasting> {
-  const { containerd, course, endFile, exits, lines } = scene;
+  const { containerd, course, exits, lines } = scene;
   const id = containerd.newId();
   const fifos = `${containerd.folder}/${id}-fifos`;
   // What it printed while ctr is there, ctr would read.
-  const script = `while ! [ -e /tmp/${id} ]; do sleep 0.1; done; ${bursting(endFile.inside, status)}`;
+  const script = `while ! [ -e /tmp/${id} ]; do sleep 0.1; done; ${bursting(END, status)}`;
   await containerd.runDetached(id, ["/bin/sh", "-c", script], { io: ["--fifo-dir", fifos] });
   let isEnding = false;
   const counts = ["stdout", "stderr"].map((each) => {
@@ -275,132 +132,6 @@ async function runWaiting(scene: Scene, status: number): Promise<Lasting> {
   };
 }
 
-/** Deletes a container that has ended, and fails unless it did so with this status. */
-async function deleteStopped(containerd: Containerd, id: string, status: number): Promise<void> {
-  const { code, stderr } = await containerd.ctr("task", "delete", id);
-  assertEquals(code, 0, stderr);
-  assertMatch(stderr, new RegExp(`exit code ${status}"$`, "m"));
-  await containerd.must("container", "delete", id);
-}
-
-/** Somebody who types to a container, which answers. */
-class Typist implements Lasting {
-  readonly id: string;
-  readonly status: number;
-  readonly #random: Seeded;
-  readonly #program: Program;
-  readonly #echo = new Echo();
-  readonly #reply: (line: string) => string;
-  readonly #maximum: number;
-  readonly #last: string;
-  #typed = 0;
-
-  /**
-   * @param command runs the container, which says `ready`
-   * @param reply what comes back for each line that is typed
-   * @param maximum how much may have to come back before the next line is typed, in characters
-   * @param last what is typed to have it end, before its input does
-   */
-  constructor(scene: Scene, { id, status, command, reply, maximum, last }: {
-    readonly id: string;
-    readonly status: number;
-    readonly command: readonly string[];
-    readonly reply: (line: string) => string;
-    readonly maximum: number;
-    readonly last: string;
-  }) {
-    this.id = id;
-    this.status = status;
-    this.#random = new Seeded(SEED + status);
-    this.#reply = reply;
-    this.#maximum = maximum;
-    this.#last = last;
-    this.#echo.expect("ready\n");
-    this.#program = new Program(command, (text) => this.#echo.take(text));
-    scene.programs.push(this.#program);
-  }
-
-  /** How many lines have been typed. */
-  get typed(): number {
-    return this.#typed;
-  }
-
-  /** Types another line, and waits until not too much has to come back. */
-  async type(): Promise<void> {
-    const line = `${++this.#typed} ${"typing ".repeat(MAX_LINE).slice(0, this.#random.below(MAX_LINE))}.\n`;
-    await pause(this.#random.below(MAX_TYPING_MS));
-    await this.ready();
-    this.#echo.expect(this.#reply(line));
-    await this.#program.write(line);
-    await this.#echo.hasCome(this.#maximum);
-  }
-
-  /** Waits until the container says that it listens. */
-  async ready(): Promise<void> {
-    if (this.#typed === 0) await this.#echo.hasCome();
-  }
-
-  async end(): Promise<void> {
-    await this.#echo.hasCome();
-    if (this.#last.endsWith("\n")) this.#echo.expect(this.#last);
-    if (this.#last !== "") await this.#program.write(this.#last);
-    else await this.#program.closeStdin();
-    assertEnded(await within(`the end of ${this.id}`, this.#program.ended), this.status);
-    await this.#echo.hasCome();
-  }
-}
-
-/** Somebody at a terminal, which script(1) makes, or at a pipe. */
-function startTyping(scene: Scene, kind: "terminal" | "echoing terminal" | "pipe", status: number): Typist {
-  const id = scene.containerd.newId();
-  const scripts = {
-    "terminal": "stty -echo; echo ready; cat",
-    "echoing terminal": 'echo ready; while read -r line && [ "$line" != end ]; do echo "got $line"; done',
-    "pipe": "echo ready; cat",
-  };
-  const flags = kind === "pipe" ? ["--rm"] : ["--rm", "--tty"];
-  const shell = ["/bin/sh", "-c", `${scripts[kind]}; exit ${status}`];
-  const ctr = scene.containerd.runArguments(id, shell, { flags });
-  const quoted = ctr.map((each) => `'${each}'`).join(" ");
-  return new Typist(scene, {
-    id,
-    status,
-    command: kind === "pipe" ? ctr : ["script", "-qfec", `exec ${quoted}`, "/dev/null"],
-    // A terminal shows what is typed when it is, which is in the middle of what is printed, if that has not yet come.
-    ...kind === "echoing terminal"
-      ? { reply: (line: string) => `${line}got ${line}`, maximum: 0 }
-      : { reply: (line: string) => line, maximum: MAX_TYPED },
-    last: { "terminal": "\x04", "echoing terminal": "end\n", "pipe": "" }[kind],
-  });
-}
-
-/** Runs an exec in one of some containers, which says something or nothing, and ends with its number. */
-async function runExec(scene: Scene, id: string, number: number): Promise<void> {
-  const { course, containerd, exits } = scene;
-  const status = number % 256;
-  const talks = number % 3 > 0;
-  const says = talks ? `echo line ${number}; echo error ${number} >&2; ` : "";
-  const args = containerd.execArguments(id, [], ["/bin/sh", "-c", `${says}exit ${status}`]);
-  const execId = args[args.indexOf("--exec-id") + 1]!;
-  await course.call("exec", `${execId} in ${id}`, async () => {
-    const expected = talks ? { stdout: `line ${number}\n`, stderr: `error ${number}\n` } : { stdout: "", stderr: "" };
-    assertEquals(await run(args), { code: status, ...expected });
-  });
-  exits.expect(status, id, execId);
-}
-
-/** Runs a container to its end. */
-async function runShort({ course, containerd, exits }: Scene, number: number): Promise<void> {
-  const id = containerd.newId();
-  const status = number % 256;
-  const script = `echo out ${number}; echo err ${number} >&2; exit ${status}`;
-  await course.call("container", id, async () => {
-    const result = await containerd.run(["/bin/sh", "-c", script], { id });
-    assertEquals(result, { code: status, stdout: `out ${number}\n`, stderr: `err ${number}\n` });
-  });
-  exits.expect(status, id);
-}
-
 /** How a container ends by SIGKILL. */
 const KILLED = 128 + 9;
 
@@ -427,58 +158,6 @@ async function runSteps(scene: Scene, number: number): Promise<void> {
   await step("exit", () => exits.told(id));
   await step("task delete", () => deleteStopped(containerd, id, status));
   exits.expect(status, id);
-}
-
-/** A connection to a container's shim that is never to break, with a Wait that is answered at the end. */
-class Caller {
-  readonly #id: string;
-  readonly #client: Client;
-  readonly #wait: Promise<number>;
-  #isClosing = false;
-
-  private constructor(course: Course, id: string, client: Client) {
-    this.#id = id;
-    this.#client = client;
-    client.closed.then(() => {
-      if (!this.#isClosing) course.fail(new Error(`the connection to ${id}'s shim broke ${course.now()}`));
-    });
-    this.#wait = this.#startWait();
-    this.#wait.catch((error) => {
-      if (!this.#isClosing) course.fail(new Error(`Wait of ${id} failed ${course.now()}: ${error.message}`));
-    });
-  }
-
-  static async open({ course, containerd }: Scene, id: string): Promise<Caller> {
-    const path = await shimSocket(containerd.address, containerd.namespace, id);
-    return new Caller(course, id, new Client(await Deno.connect({ transport: "unix", path })));
-  }
-
-  async #startWait(): Promise<number> {
-    const answer = await this.#client.call(SERVICE, "Wait", v1.WaitRequest.encode({ id: this.#id }).finish());
-    return v1.WaitResponse.decode(answer).exitStatus;
-  }
-
-  /** Asks for the container's state, and fails unless it runs. */
-  async state(): Promise<void> {
-    const request = v1.StateRequest.encode({ id: this.#id }).finish();
-    const answer = await this.#client.call(SERVICE, "State", request, { timeoutMs: PATIENCE_MS });
-    assertEquals(v1.StateResponse.decode(answer).status, Status.RUNNING);
-  }
-
-  /** Lets the connection end with the container. */
-  expectEnd(): void {
-    this.#isClosing = true;
-  }
-
-  /** How the container has ended. */
-  get status(): Promise<number> {
-    return within(`the answer of ${this.#id}'s Wait`, this.#wait);
-  }
-
-  close(): void {
-    this.#isClosing = true;
-    this.#client.close();
-  }
 }
 
 /** How long callers had to wait after kills, in ms. */
@@ -522,7 +201,8 @@ async function killHosts(scene: Scene, callers: readonly Caller[], living: reado
     if (round <= TAKEOVERS) {
       killed = host.pid;
       Deno.kill(host.pid, "SIGKILL");
-      course.killed();
+      const killedAt = performance.now();
+      course.now = () => `${Math.round(performance.now() - killedAt)} ms after kill ${round}`;
     }
     const begun = performance.now();
     const answers = callers.map(async (each) => {
@@ -538,7 +218,7 @@ async function killHosts(scene: Scene, callers: readonly Caller[], living: reado
     }
     await answers[callers.indexOf(caller)];
     if (round % SAID_EVERY === 0) {
-      console.log(`${course.kills} kills: ${count(course.answers)}; to an answer: ${summary(away.one)}`);
+      console.log(`${Math.min(round, TAKEOVERS)} kills: ${count(course.answers)}; to an answer: ${summary(away.one)}`);
     }
   }
   await Promise.all(pending);
@@ -559,7 +239,7 @@ function summary(values: readonly number[]): string {
 
 /** Runs all containers, kills hosts, and ends the containers. */
 async function storm(scene: Scene): Promise<void> {
-  const { course, machine, containerd, exits, endFile, lines } = scene;
+  const { course, machine, containerd, exits, lines } = scene;
 
   const waiters: Lasting[] = [];
   for (let i = 0; i < 7; i++) waiters.push(await runWaiting(scene, 10 + i));
@@ -582,14 +262,13 @@ async function storm(scene: Scene): Promise<void> {
   for (const { id, status } of containers) exits.expect(status, id);
 
   // An exec lasts as long.
-  const execArguments = containerd.execArguments(ids[0]!, [], ["/bin/sh", "-c", numbered(endFile.inside, 40)]);
+  const execArguments = containerd.execArguments(ids[0]!, [], ["/bin/sh", "-c", numbered(END, 40)]);
   const execId = execArguments[execArguments.indexOf("--exec-id") + 1]!;
   const exec = startNumbered(scene, execId, 40, execArguments);
   exits.expect(40, ids[0]!, execId);
 
   const called = [...waiters.slice(0, 3), printers[0]!];
   const callers = await Promise.all(called.map(({ id }) => Caller.open(scene, id)));
-  scene.programs.push(...callers.map((each) => ({ kill: () => each.close() })));
 
   // What all of these have open once they have done what they will do.
   for (const id of ids) await runExec(scene, id, 0);
@@ -598,13 +277,11 @@ async function storm(scene: Scene): Promise<void> {
   const random = new Seeded(SEED + 1);
   const started = performance.now();
   let number = 1;
-  const repeat = (workers: number, work: (number: number) => Promise<void>) => {
-    return Array.from({ length: workers }, () =>
-      course.repeat(async () => {
-        await work(number++);
-        await pause(random.below(MAX_REST_MS));
-      }));
-  };
+  const repeat = (workers: number, work: (number: number) => Promise<void>) =>
+    course.repeat(workers, async () => {
+      await work(number++);
+      await pause(random.below(MAX_REST_MS));
+    });
   let away: Away = { one: [], all: [] };
   const killer = async () => {
     try {
@@ -619,7 +296,7 @@ async function storm(scene: Scene): Promise<void> {
     ...repeat(EXEC_WORKERS, (number) => runExec(scene, random.pick(ids), number)),
     ...repeat(RUN_WORKERS, (number) => runShort(scene, number)),
     ...repeat(STEP_WORKERS, (number) => runSteps(scene, number)),
-    ...typists.map((typist) => course.repeat(() => course.call("line typed", `to ${typist.id}`, () => typist.type()))),
+    ...typists.flatMap((each) => course.repeat(1, () => course.call("line typed", `to ${each.id}`, () => each.use()))),
   ]);
   course.throwFailures();
   const seconds = ((performance.now() - started) / 1000).toFixed(0);
@@ -635,7 +312,7 @@ async function storm(scene: Scene): Promise<void> {
   course.throwFailures();
 
   for (const each of callers) each.expectEnd();
-  await Deno.writeTextFile(endFile.outside, "");
+  await Deno.writeTextFile(`${containerd.rootfs}${END}`, "");
   for (const each of [exec, ...typists, ...printers, ...waiters]) {
     await course.call("end", `of ${each.id}`, () => each.end());
   }
@@ -645,7 +322,7 @@ async function storm(scene: Scene): Promise<void> {
   assertEquals(deaths(containerd.log(), []), []);
   course.throwFailures();
 
-  console.log(`${course.kills} kills in ${seconds} s: ${count(course.answers)}`);
+  console.log(`${TAKEOVERS} kills in ${seconds} s: ${count(course.answers)}`);
   console.log(`lines on each stream: ${count(lines)}`);
   console.log(`${told} exits told, ${exits.repeated} of them more than once`);
   console.log(`from a kill to an answer: ${summary(away.one)}; to each of ${callers.length}: ${summary(away.all)}`);
@@ -654,28 +331,16 @@ async function storm(scene: Scene): Promise<void> {
 
 onlyHosted(`a host that is killed ${TAKEOVERS} times is followed by another each time, and nobody notices`, () => {
   console.log(`TAKEOVER_SEED=${SEED}`);
-  return withMachine((machine) =>
-    withContainerd(async (containerd) => {
-      const programs: { kill(): unknown }[] = [];
+  return withMachine((machine) => {
+    const settings = { machine, wholeTestMs: WHOLE_TEST_MS, seed: SEED };
+    return withScene(settings, { shimDebug: LOG !== undefined }, async (scene) => {
       try {
-        const { exits, program } = await collectExits(containerd);
-        programs.push(program);
-        const end = "/tmp/end";
-        await storm({
-          course: new Course(),
-          machine,
-          containerd,
-          exits,
-          endFile: { inside: end, outside: `${containerd.rootfs}${end}` },
-          programs,
-          lines: new Map(),
-        });
+        await storm(scene);
       } finally {
-        if (LOG !== undefined) await Deno.writeTextFile(LOG, containerd.log());
-        for (const each of programs) await each.kill();
+        if (LOG !== undefined) await Deno.writeTextFile(LOG, scene.containerd.log());
       }
-    }, { prefix: machine.prefix, shimDebug: LOG !== undefined })
-  );
+    });
+  });
 });
 
 /** Reads numbered lines in pieces of each size. */

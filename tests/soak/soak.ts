@@ -12,6 +12,7 @@ import { collectExits, type Exits } from "../e2e/exits.ts";
 import { type Containerd, withContainerd } from "../e2e/harness.ts";
 import { assertOpenFiles, type Machine, openFiles, untilEnded, withMachine } from "../e2e/host.ts";
 import { isAlive } from "../e2e/proc.ts";
+import { DEATH } from "../e2e/storm.ts";
 import { pause, until } from "../e2e/until.ts";
 import { Course } from "./course.ts";
 import { Lasting } from "./lasting.ts";
@@ -49,9 +50,6 @@ const STATE_INTERVAL_MS = 30;
 const SAMPLE_INTERVAL_MS = 1000;
 /** How often it is said what has happened, in samples. */
 const TOLD_EVERY = 60;
-
-/** What containerd's log says when a shim has died that should not have. */
-const DEATH = /cleaning up after|failed to clean up|shim disconnected|cleanup warnings|shim dead|dead shim/;
 
 /** Runs all of it. @throws {Error} when anything has gone wrong; growth is told, and the caller's to judge */
 export async function soak(options: SoakOptions): Promise<Soak> {
