@@ -4,12 +4,12 @@ import { assert, assertEquals } from "@std/assert";
 import { containerd } from "../../lib/api/mod.js";
 import { Code } from "../../lib/ttrpc/status.ts";
 import { onlyOurs } from "./env.ts";
-import { endContainer, onlyHosted } from "./host.ts";
+import { endContainer, onlyHosted, withHosted } from "./host.ts";
 import { must } from "./command.ts";
 import { RUNC_ROOT } from "./leftovers.ts";
 import { isAlive, isHost, processOf } from "./proc.ts";
 import { assertStatus, SERVICE, type Shim, type ShimOptions, Status, withShim } from "./shim.ts";
-import { GatedRuntime, replaceHost, withHosted } from "./takeover.ts";
+import { GatedRuntime, replaceHost } from "./takeover.ts";
 import { until } from "./until.ts";
 import { RawConnection } from "./wire.ts";
 

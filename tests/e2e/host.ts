@@ -266,6 +266,24 @@ export async function withShims(
   await withShim(first, (shim) => withShims(others, (shims) => test([shim, ...shims])));
 }
 
+/** Runs a test with shims that have hosts, on a machine of its own. */
+export function withHostedShims(
+  options: readonly ShimOptions[],
+  test: (shims: Shim[], machine: Machine) => Promise<void>,
+): Promise<void> {
+  return withMachine((machine) =>
+    withShims(options.map((each) => ({ prefix: machine.prefix, ...each })), async (shims) => {
+      for (const { pid } of shims) assertHolder(pid);
+      await test(shims, machine);
+    })
+  );
+}
+
+/** The same with one. */
+export function withHosted(options: ShimOptions, test: (shim: Shim, machine: Machine) => Promise<void>): Promise<void> {
+  return withHostedShims([options], ([shim], machine) => test(shim!, machine));
+}
+
 /** Where a machine's first host has its socket, which is known when there was one. */
 export async function firstPath(machine: Machine): Promise<string> {
   let path = "";

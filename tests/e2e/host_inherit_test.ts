@@ -2,7 +2,7 @@
 
 import { assert, assertEquals, assertNotEquals } from "@std/assert";
 import { withContainerd } from "./harness.ts";
-import { ALONE, assertHolder, endContainer, type Machine, onlyHosted, shell, withMachine } from "./host.ts";
+import { ALONE, assertHolder, endContainer, type Machine, onlyHosted, shell, withHosted, withMachine } from "./host.ts";
 import { hierarchies } from "./leftovers.ts";
 import { withShim } from "./shim.ts";
 
@@ -198,30 +198,28 @@ function hierarchy(): string {
 onlyHosted(
   "the runtime runs in the cgroup that the holder has been moved to, and the host does not",
   () =>
-    withMachine((machine) =>
-      withShim({ prefix: machine.prefix }, async (shim) => {
-        const cgroup = `${hierarchy()}/${shim.namespace}-holder`;
-        await Deno.mkdir(cgroup);
-        try {
-          await Deno.writeTextFile(`${cgroup}/cgroup.procs`, `${shim.pid}`);
-          const runtime = await shim.makeProgram("recording-runtime", RECORDING_RUNTIME);
-          await shim.run({}, { runtime });
-          const record = await Deno.readTextFile(`${shim.folder}/record`);
-          for (const command of ["create", "start"]) {
-            assert(record.includes(`${command} cgroup: `), `the runtime was not told to ${command}`);
-            const inside = new RegExp(`^${command} cgroup: .*/${shim.namespace}-holder$`, "m");
-            assert(inside.test(record), `it ran ${command} elsewhere:\n${record}`);
-          }
-          assert(!Deno.readTextFileSync(`/proc/${machine.host().pid}/cgroup`).includes(shim.namespace));
-          await endContainer(shim);
-          assertEquals(await Deno.readTextFile(`${cgroup}/cgroup.procs`), `${shim.pid}\n`);
-        } finally {
-          const root = cgroup.replace(/\/[^/]*$/, "");
-          await Deno.writeTextFile(`${root}/cgroup.procs`, `${shim.pid}`).catch(() => {});
-          await Deno.remove(cgroup);
+    withHosted({}, async (shim, machine) => {
+      const cgroup = `${hierarchy()}/${shim.namespace}-holder`;
+      await Deno.mkdir(cgroup);
+      try {
+        await Deno.writeTextFile(`${cgroup}/cgroup.procs`, `${shim.pid}`);
+        const runtime = await shim.makeProgram("recording-runtime", RECORDING_RUNTIME);
+        await shim.run({}, { runtime });
+        const record = await Deno.readTextFile(`${shim.folder}/record`);
+        for (const command of ["create", "start"]) {
+          assert(record.includes(`${command} cgroup: `), `the runtime was not told to ${command}`);
+          const inside = new RegExp(`^${command} cgroup: .*/${shim.namespace}-holder$`, "m");
+          assert(inside.test(record), `it ran ${command} elsewhere:\n${record}`);
         }
-      })
-    ),
+        assert(!Deno.readTextFileSync(`/proc/${machine.host().pid}/cgroup`).includes(shim.namespace));
+        await endContainer(shim);
+        assertEquals(await Deno.readTextFile(`${cgroup}/cgroup.procs`), `${shim.pid}\n`);
+      } finally {
+        const root = cgroup.replace(/\/[^/]*$/, "");
+        await Deno.writeTextFile(`${root}/cgroup.procs`, `${shim.pid}`).catch(() => {});
+        await Deno.remove(cgroup);
+      }
+    }),
 );
 
 /** Says what a container of containerd's has inherited. */

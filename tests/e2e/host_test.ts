@@ -24,6 +24,8 @@ import {
   openFiles,
   TALKING,
   untilEnded,
+  withHosted,
+  withHostedShims,
   withMachine,
   withShims,
 } from "./host.ts";
@@ -331,67 +333,61 @@ onlyHosted(
 onlyHosted(
   "a holder whose host is killed has another, on the same connection, and its container lives on",
   () =>
-    withMachine((machine) =>
-      withShim({ prefix: machine.prefix }, async (shim) => {
-        const init = await shim.run();
-        const ended = shim.wait();
-        const before = await shim.state();
-        for (let kill = 1; kill <= KILLS; kill++) {
-          await killHost(machine);
-          assertEquals(await shim.state(), before);
-          assertEquals(await shim.shimPid(), shim.pid);
-          assertHolder(shim.pid);
-          assert(isAlive(init), "its container has ended");
-          assertEquals(processOf(init)?.ppid, shim.pid);
-          await assertExecs(shim, `e${kill}`);
-        }
-        await shim.kill(9);
-        assertEquals((await ended).status, 137);
-        assertEquals((await shim.delete()).pid, init);
-      })
-    ),
+    withHosted({}, async (shim, machine) => {
+      const init = await shim.run();
+      const ended = shim.wait();
+      const before = await shim.state();
+      for (let kill = 1; kill <= KILLS; kill++) {
+        await killHost(machine);
+        assertEquals(await shim.state(), before);
+        assertEquals(await shim.shimPid(), shim.pid);
+        assertHolder(shim.pid);
+        assert(isAlive(init), "its container has ended");
+        assertEquals(processOf(init)?.ppid, shim.pid);
+        await assertExecs(shim, `e${kill}`);
+      }
+      await shim.kill(9);
+      assertEquals((await ended).status, 137);
+      assertEquals((await shim.delete()).pid, init);
+    }),
 );
 
 onlyHosted(
   "a holder that ends while there is no host, takes nothing with it but its container's shim",
   () =>
-    withMachine((machine) =>
-      withShims([{ prefix: machine.prefix }, { prefix: machine.prefix, endsItself: true }], async ([other, shim]) => {
-        for (const each of [other!, shim!]) await each.run();
-        const host = machine.host();
-        // The one that is stopped finds no other.
-        shim!.signal("SIGSTOP");
-        await until("it has stopped", () => processOf(shim!.pid)?.state === "T");
-        Deno.kill(host.pid, "SIGKILL");
-        await until("the other has another host", () => machine.hosts().some(({ pid }) => pid !== host.pid));
-        shim!.signal("SIGKILL");
-        await untilEnded(shim!.pid);
-        await assertExecs(other!, "e");
-        assertEquals(machine.sizes(), [1]);
-        await must(["runc", "--root", `${RUNC_ROOT}/${shim!.namespace}`, "delete", "--force", shim!.id]);
-      })
-    ),
+    withHostedShims([{}, { endsItself: true }], async ([other, shim], machine) => {
+      for (const each of [other!, shim!]) await each.run();
+      const host = machine.host();
+      // The one that is stopped finds no other.
+      shim!.signal("SIGSTOP");
+      await until("it has stopped", () => processOf(shim!.pid)?.state === "T");
+      Deno.kill(host.pid, "SIGKILL");
+      await until("the other has another host", () => machine.hosts().some(({ pid }) => pid !== host.pid));
+      shim!.signal("SIGKILL");
+      await untilEnded(shim!.pid);
+      await assertExecs(other!, "e");
+      assertEquals(machine.sizes(), [1]);
+      await must(["runc", "--root", `${RUNC_ROOT}/${shim!.namespace}`, "delete", "--force", shim!.id]);
+    }),
 );
 
 onlyHosted(
   "a host that is told to end does so when its last container has, and the next container has another",
   () =>
-    withMachine((machine) =>
-      withShim({ prefix: machine.prefix, endsItself: true }, async (shim) => {
-        await shim.run();
-        const first = machine.host();
-        Deno.kill(first.pid, "SIGTERM");
-        await withShim({ prefix: machine.prefix, args: TALKING }, async (other) => {
-          assertHolder(other.pid);
-          await assertRuns(other);
-          assertEquals(machine.sizes(), [1, 1]);
-        });
-        await assertExecs(shim, "e");
-        await endContainer(shim);
-        assertEquals(await shim.end("SIGTERM"), 0);
-        await untilEnded(first.pid);
-      })
-    ),
+    withHosted({ endsItself: true }, async (shim, machine) => {
+      await shim.run();
+      const first = machine.host();
+      Deno.kill(first.pid, "SIGTERM");
+      await withShim({ prefix: machine.prefix, args: TALKING }, async (other) => {
+        assertHolder(other.pid);
+        await assertRuns(other);
+        assertEquals(machine.sizes(), [1, 1]);
+      });
+      await assertExecs(shim, "e");
+      await endContainer(shim);
+      assertEquals(await shim.end("SIGTERM"), 0);
+      await untilEnded(first.pid);
+    }),
 );
 
 /** Reads a log until it has said what was waited for. */
@@ -438,71 +434,65 @@ function written(path: string, ending: string): Promise<string> {
 onlyHosted(
   "SIGUSR1 to a holder tells of its container, and to the host of all, beside its socket",
   () =>
-    withMachine((machine) =>
-      withShims([{ prefix: machine.prefix }, { prefix: machine.prefix }], async (shims) => {
-        const inits: string[] = [];
-        for (const shim of shims) inits.push(`${await shim.run()}`);
-        const host = machine.host();
-        shims[0]!.signal("SIGUSR1");
-        const text = await written(`${shims[0]!.bundle}/shim.dump.log`, "END dump");
-        assertEquals(dumped(text), inits.slice(0, 1));
-        assert(text.includes(`in the host ${host.pid} (${host.path}) of 2`), text);
+    withHostedShims([{}, {}], async (shims, machine) => {
+      const inits: string[] = [];
+      for (const shim of shims) inits.push(`${await shim.run()}`);
+      const host = machine.host();
+      shims[0]!.signal("SIGUSR1");
+      const text = await written(`${shims[0]!.bundle}/shim.dump.log`, "END dump");
+      assertEquals(dumped(text), inits.slice(0, 1));
+      assert(text.includes(`in the host ${host.pid} (${host.path}) of 2`), text);
 
-        Deno.kill(host.pid, "SIGUSR1");
-        const all = await written(machine.fileOf(host, ".dump"), "resident");
-        assertEquals(dumped(all), inits.toSorted());
-        assertEquals(Deno.statSync(machine.fileOf(host, ".dump")).mode! & 0o7777, 0o600);
+      Deno.kill(host.pid, "SIGUSR1");
+      const all = await written(machine.fileOf(host, ".dump"), "resident");
+      assertEquals(dumped(all), inits.toSorted());
+      assertEquals(Deno.statSync(machine.fileOf(host, ".dump")).mode! & 0o7777, 0o600);
 
-        // What comes first is done first: had the other dumped too, it would have by now.
-        shims[1]!.signal("SIGUSR1");
-        assertEquals(dumped(await written(`${shims[1]!.bundle}/shim.dump.log`, "END dump")), inits.slice(1));
-        assertEquals(dumped(await Deno.readTextFile(`${shims[0]!.bundle}/shim.dump.log`)), inits.slice(0, 1));
-      })
-    ),
+      // What comes first is done first: had the other dumped too, it would have by now.
+      shims[1]!.signal("SIGUSR1");
+      assertEquals(dumped(await written(`${shims[1]!.bundle}/shim.dump.log`, "END dump")), inits.slice(1));
+      assertEquals(dumped(await Deno.readTextFile(`${shims[0]!.bundle}/shim.dump.log`)), inits.slice(0, 1));
+    }),
 );
 
 onlyHosted(
   "SIGTERM to a holder ends its container alone, and it exits with 0",
   () =>
-    withMachine((machine) =>
-      withShim({ prefix: machine.prefix }, async (other) => {
-        const living = await other.run();
-        await withShim({ prefix: machine.prefix, endsItself: true }, async (shim) => {
-          const init = await shim.run();
-          assertEquals(machine.sizes(), [2]);
-          assertEquals(await shim.end("SIGTERM"), 0);
-          assertEquals(processOf(init), undefined);
-        });
-        await until("the host has one container less", () => machine.host().size === 1);
-        assert(isAlive(living), "the other's container has ended");
-        await assertExecs(other, "e");
-      })
-    ),
+    withHosted({}, async (other, machine) => {
+      const living = await other.run();
+      await withShim({ prefix: machine.prefix, endsItself: true }, async (shim) => {
+        const init = await shim.run();
+        assertEquals(machine.sizes(), [2]);
+        assertEquals(await shim.end("SIGTERM"), 0);
+        assertEquals(processOf(init), undefined);
+      });
+      await until("the host has one container less", () => machine.host().size === 1);
+      assert(isAlive(living), "the other's container has ended");
+      await assertExecs(other, "e");
+    }),
 );
 
 onlyHosted(
   "a holder that is stopped hinders no other, and goes on where it was",
   () =>
-    withMachine((machine) =>
-      withShims([{ prefix: machine.prefix }, { prefix: machine.prefix }], async ([stopped, other]) => {
-        for (const shim of [stopped!, other!]) await shim.run();
-        stopped!.signal("SIGSTOP");
-        await until("it has stopped", () => processOf(stopped!.pid)?.state === "T");
-        // What needs the holder waits for it; what does not, does not.
-        const exec = assertExecs(stopped!, "e");
-        exec.catch(() => {});
-        assertEquals(await stopped!.shimPid(), stopped!.pid);
-        for (let number = 1; number <= 5; number++) await assertExecs(other!, `e${number}`);
-        await withShim({ prefix: machine.prefix, args: TALKING }, async (third) => {
-          assertHolder(third.pid);
-          await assertRuns(third);
-        });
-        assertEquals(processOf(stopped!.pid)?.state, "T");
-        stopped!.signal("SIGCONT");
-        await exec;
-        await endContainer(stopped!);
-      })
-    ),
+    withHostedShims([{}, {}], async ([stopped, other], machine) => {
+      for (const shim of [stopped!, other!]) await shim.run();
+      stopped!.signal("SIGSTOP");
+      await until("it has stopped", () => processOf(stopped!.pid)?.state === "T");
+      // What needs the holder waits for it; what does not, does not.
+      const exec = assertExecs(stopped!, "e");
+      exec.catch(() => {});
+      assertEquals(await stopped!.shimPid(), stopped!.pid);
+      for (let number = 1; number <= 5; number++) await assertExecs(other!, `e${number}`);
+      await withShim({ prefix: machine.prefix, args: TALKING }, async (third) => {
+        assertHolder(third.pid);
+        await assertRuns(third);
+      });
+      assertEquals(processOf(stopped!.pid)?.state, "T");
+      stopped!.signal("SIGCONT");
+      await exec;
+      await endContainer(stopped!);
+    }),
 );
 
 /** How many containers are run and execs are made before the host is looked at, and how many in all. */

@@ -5,7 +5,16 @@ import { forAll } from "./at_a_time.ts";
 import { type Running, start } from "./command.ts";
 import { type Form, onlyOurs, onlyOursInEachForm, OUR_EXECUTABLE } from "./env.ts";
 import { type Containerd, withContainerd } from "./harness.ts";
-import { ALONE, endContainer, killHost, onlyHosted, untilEnded, withMachine, withShims } from "./host.ts";
+import {
+  ALONE,
+  endContainer,
+  killHost,
+  onlyHosted,
+  untilEnded,
+  withHostedShims,
+  withMachine,
+  withShims,
+} from "./host.ts";
 import { inspect, inspectAll, inspectArguments, inspectOne, only, parseTable } from "./inspect.ts";
 import { isHolder, processOf } from "./proc.ts";
 import { type Shim, withShim } from "./shim.ts";
@@ -118,24 +127,22 @@ onlyOursInEachForm(
 onlyHosted(
   "inspect tells how many live in a host, how much memory that has, and how many have died",
   () =>
-    withMachine((machine) =>
-      withShims([{ prefix: machine.prefix }, { prefix: machine.prefix }], async ([one, other]) => {
-        await one!.run();
-        const host = await killHost(machine);
-        // Each is answered by the next.
-        for (const shim of [one!, other!]) await shim.shimPid();
-        const { namespace, id, pid } = one!;
-        const report = await inspectOne(namespace, id);
-        assertEquals([report.shimPid, report.shape, report.state], [pid, "hosted", "running"]);
-        const next = machine.host();
-        assertEquals([report.host?.pid, report.host?.socket, report.host?.containers], [next.pid, next.path, 2]);
-        assert(next.pid !== host.pid && report.host!.memoryBytes! > report.memoryBytes!);
-        assertEquals(report.hostDeaths?.count, 1);
-        assertEquals(report.hostDeaths!.reason, "signal 9");
-        assertMatch((await inspect(`${namespace}/${id}`)).stdout, /^Hosts that have died: +1, the last \d+s ago: /m);
-        await endContainer(one!);
-      })
-    ),
+    withHostedShims([{}, {}], async ([one, other], machine) => {
+      await one!.run();
+      const host = await killHost(machine);
+      // Each is answered by the next.
+      for (const shim of [one!, other!]) await shim.shimPid();
+      const { namespace, id, pid } = one!;
+      const report = await inspectOne(namespace, id);
+      assertEquals([report.shimPid, report.shape, report.state], [pid, "hosted", "running"]);
+      const next = machine.host();
+      assertEquals([report.host?.pid, report.host?.socket, report.host?.containers], [next.pid, next.path, 2]);
+      assert(next.pid !== host.pid && report.host!.memoryBytes! > report.memoryBytes!);
+      assertEquals(report.hostDeaths?.count, 1);
+      assertEquals(report.hostDeaths!.reason, "signal 9");
+      assertMatch((await inspect(`${namespace}/${id}`)).stdout, /^Hosts that have died: +1, the last \d+s ago: /m);
+      await endContainer(one!);
+    }),
 );
 
 onlyHosted("to inspect a shim changes nothing that is written down", () =>

@@ -5,7 +5,7 @@ import { containerd } from "../../lib/api/mod.js";
 import { Code, StatusError } from "../../lib/ttrpc/status.ts";
 import { IS_OURS, onlyOurs, onlyOursInEachForm, WAY } from "./env.ts";
 import { assertEnds, assertSupervised, processesOf, untilDenoIsComplete, withServed } from "./fault.ts";
-import { HOSTS, type Machine, withMachine } from "./host.ts";
+import { HOSTS, type Machine, withHosted } from "./host.ts";
 import { descriptorsOf } from "./proc.ts";
 import { SERVICE, type Shim, Status, withShim } from "./shim.ts";
 import { connectAs, NOBODY, SEQPACKET } from "./stranger.ts";
@@ -41,26 +41,24 @@ if (IS_OURS && WAY === "hosted") {
     "it has no hosts",
     "a host refuses another user or group, also where nothing else keeps it out",
     () =>
-      withMachine((machine) =>
-        withShim({ prefix: machine.prefix }, async (shim) => {
-          const init = await shim.run();
-          assertEquals(modes(machine), ["700", "600", "600"]);
-          const { path } = machine.host();
-          const options = { type: SEQPACKET, prefix: machine.prefix };
-          assertMatch(await connectAs(path, NOBODY, NOBODY, options), /^cannot connect: Permission denied/);
-          for (const each of [machine.folder, machine.fileOf({ path })]) await Deno.chmod(each, 0o777);
-          try {
-            for (const [uid, gid] of STRANGERS) {
-              assertMatch(await connectAs(path, uid, gid, options), /^(refused|read, and closed)$/);
-            }
-          } finally {
-            await Deno.chmod(machine.folder, 0o700);
+      withHosted({}, async (shim, machine) => {
+        const init = await shim.run();
+        assertEquals(modes(machine), ["700", "600", "600"]);
+        const { path } = machine.host();
+        const options = { type: SEQPACKET, prefix: machine.prefix };
+        assertMatch(await connectAs(path, NOBODY, NOBODY, options), /^cannot connect: Permission denied/);
+        for (const each of [machine.folder, machine.fileOf({ path })]) await Deno.chmod(each, 0o777);
+        try {
+          for (const [uid, gid] of STRANGERS) {
+            assertMatch(await connectAs(path, uid, gid, options), /^(refused|read, and closed)$/);
           }
-          assertEquals(machine.sizes(), [1]);
-          await assertSupervised(shim, init);
-          await assertEnds(shim, init);
-        })
-      ),
+        } finally {
+          await Deno.chmod(machine.folder, 0o700);
+        }
+        assertEquals(machine.sizes(), [1]);
+        await assertSupervised(shim, init);
+        await assertEnds(shim, init);
+      }),
   );
 }
 

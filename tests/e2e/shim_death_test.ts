@@ -11,9 +11,8 @@ import { describeDeaths, observeDeaths } from "../survival/deaths.ts";
 import { OURS } from "../survival/subjects.ts";
 import { onlyOurs, WAY } from "./env.ts";
 import { withEvidence } from "./evidence.ts";
-import { onlyHosted, withMachine } from "./host.ts";
+import { onlyHosted, withHosted } from "./host.ts";
 import { isAlive } from "./proc.ts";
-import { withShim } from "./shim.ts";
 import { GatedRuntime } from "./takeover.ts";
 import { until } from "./until.ts";
 
@@ -47,21 +46,19 @@ for (const moment of ["before", "after"] as const) {
   onlyHosted(
     `a container whose holder is killed ${moment} the runtime has created it is removed by its host`,
     () =>
-      withMachine((machine) =>
-        withShim({ prefix: machine.prefix, endsItself: true }, async (shim) => {
-          const runtime = await GatedRuntime.make(shim);
-          await runtime.close(moment, "create");
-          const creating = shim.create({}, { runtime: runtime.path }).catch(() => undefined);
-          const pid = await runtime.reached();
-          shim.signal("SIGKILL");
-          await shim.status;
-          await creating;
-          assert(isAlive(pid), "the runtime has ended with the shim");
-          await runtime.open();
-          await until("the container has been removed", () => {
-            return !isAlive(pid) && shim.containerProcesses().length === 0 && runtime.runs("delete") === 1;
-          });
-        })
-      ),
+      withHosted({ endsItself: true }, async (shim) => {
+        const runtime = await GatedRuntime.make(shim);
+        await runtime.close(moment, "create");
+        const creating = shim.create({}, { runtime: runtime.path }).catch(() => undefined);
+        const pid = await runtime.reached();
+        shim.signal("SIGKILL");
+        await shim.status;
+        await creating;
+        assert(isAlive(pid), "the runtime has ended with the shim");
+        await runtime.open();
+        await until("the container has been removed", () => {
+          return !isAlive(pid) && shim.containerProcesses().length === 0 && runtime.runs("delete") === 1;
+        });
+      }),
   );
 }

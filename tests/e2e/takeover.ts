@@ -1,20 +1,10 @@
 /** Hosts that die, and what is to be seen of the moments in which there is none. */
 
 import { assert, assertEquals } from "@std/assert";
-import { assertHolder, type Host, killHost, type Machine, withMachine } from "./host.ts";
+import { type Host, killHost, type Machine } from "./host.ts";
 import { isAlive, processOf } from "./proc.ts";
-import { type Shim, type ShimOptions, withShim } from "./shim.ts";
+import type { Shim } from "./shim.ts";
 import { until, within } from "./until.ts";
-
-/** Runs a test with a shim that has a host, on a machine of its own. */
-export function withHosted(options: ShimOptions, test: (shim: Shim, machine: Machine) => Promise<void>): Promise<void> {
-  return withMachine((machine) =>
-    withShim({ prefix: machine.prefix, ...options }, async (shim) => {
-      assertHolder(shim.pid);
-      await test(shim, machine);
-    })
-  );
-}
 
 /** An answer that is looked at later: where the test fails before it comes to that, this is not what failed. */
 export function later<T>(answer: Promise<T>): Promise<T> {

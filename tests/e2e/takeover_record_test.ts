@@ -15,10 +15,11 @@ import {
   type Machine,
   onlyHosted,
   openFiles,
+  withHosted,
 } from "./host.ts";
 import { argumentsOf, isAlive, processOf } from "./proc.ts";
 import { assertStatus, SERVICE, type Shim, type ShimOptions, Status } from "./shim.ts";
-import { GatedRuntime, later, replaceHost, withHosted, withoutHost } from "./takeover.ts";
+import { GatedRuntime, later, replaceHost, withoutHost } from "./takeover.ts";
 import { until } from "./until.ts";
 import { RawConnection } from "./wire.ts";
 

@@ -2,10 +2,10 @@
 
 import { assert, assertEquals } from "@std/assert";
 import { Reader, Writer } from "./fifo.ts";
-import { assertExecs, endContainer, type Machine, onlyHosted } from "./host.ts";
+import { assertExecs, endContainer, type Machine, onlyHosted, withHosted } from "./host.ts";
 import { descriptorsOf, isAlive } from "./proc.ts";
 import { type Shim, Status } from "./shim.ts";
-import { GatedRuntime, later, replaceHost, withHosted, withoutHost } from "./takeover.ts";
+import { GatedRuntime, later, replaceHost, withoutHost } from "./takeover.ts";
 import { pause, until } from "./until.ts";
 
 /** How many hosts a test kills where more than one are to be. */

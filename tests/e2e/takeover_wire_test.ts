@@ -4,9 +4,9 @@ import { assertEquals } from "@std/assert";
 import { containerd } from "../../lib/api/mod.js";
 import { ttrpc } from "../../lib/api/ttrpc.js";
 import { Code } from "../../lib/ttrpc/status.ts";
-import { assertOpenFiles, endContainer, onlyHosted, openFiles } from "./host.ts";
+import { assertOpenFiles, endContainer, onlyHosted, openFiles, withHosted } from "./host.ts";
 import { assertStatus, seconds, SERVICE, type Shim, Status } from "./shim.ts";
-import { later, replaceHost, withHosted, withoutHost } from "./takeover.ts";
+import { later, replaceHost, withoutHost } from "./takeover.ts";
 import { until } from "./until.ts";
 import { encodeFrame, RawConnection, REQUEST, RESPONSE } from "./wire.ts";
 

@@ -19,6 +19,8 @@ import {
   onlyHosted,
   STATUS,
   untilEnded,
+  withHosted,
+  withHostedShims,
   withMachine,
   withShims,
 } from "./host.ts";
@@ -267,29 +269,27 @@ onlyHosted("containers go to a host of another build, and back, and nobody notic
 onlyHosted(
   "--dry-run says what would be done, and does nothing",
   () =>
-    withMachine((machine) =>
-      withShims([{ prefix: machine.prefix }, { prefix: machine.prefix }], async (shims) => {
-        for (const shim of shims) await shim.run();
-        const hosts = machine.hosts();
-        const { pid } = machine.host();
-        const states = shims.map(({ bundle }) => Deno.readTextFileSync(`${bundle}/shim.state`));
-        for (const flag of ["--dry-run", "-dry-run"]) {
-          assertEquals(await upgrade(machine, await newBuild(), flag), {
-            code: 0,
-            said: `host ${pid} with 2 containers would hand over to this build\n`,
-          });
-        }
-        for (const flags of [[], ["--dry-run"]]) {
-          assertEquals(await upgrade(machine, OLD, ...flags), {
-            code: 0,
-            said: `host ${pid} with 2 containers is of this build\n`,
-          });
-        }
-        assertEquals(machine.hosts(), hosts);
-        assertEquals(shims.map(({ bundle }) => Deno.readTextFileSync(`${bundle}/shim.state`)), states);
-        for (const shim of shims) await assertExecs(shim, "e");
-      })
-    ),
+    withHostedShims([{}, {}], async (shims, machine) => {
+      for (const shim of shims) await shim.run();
+      const hosts = machine.hosts();
+      const { pid } = machine.host();
+      const states = shims.map(({ bundle }) => Deno.readTextFileSync(`${bundle}/shim.state`));
+      for (const flag of ["--dry-run", "-dry-run"]) {
+        assertEquals(await upgrade(machine, await newBuild(), flag), {
+          code: 0,
+          said: `host ${pid} with 2 containers would hand over to this build\n`,
+        });
+      }
+      for (const flags of [[], ["--dry-run"]]) {
+        assertEquals(await upgrade(machine, OLD, ...flags), {
+          code: 0,
+          said: `host ${pid} with 2 containers is of this build\n`,
+        });
+      }
+      assertEquals(machine.hosts(), hosts);
+      assertEquals(shims.map(({ bundle }) => Deno.readTextFileSync(`${bundle}/shim.state`)), states);
+      for (const shim of shims) await assertExecs(shim, "e");
+    }),
 );
 
 /** A machine on which nothing has ever made the folder for hosts. */
@@ -308,95 +308,89 @@ for (const [what, setup] of [["its folder is empty", emptyFolder()], ["has no fo
 onlyHosted(
   "a wrong argument is answered with the usage, and nothing is done; -h prints it",
   () =>
-    withMachine((machine) =>
-      withShim({ prefix: machine.prefix }, async (shim) => {
-        await shim.run();
-        const host = machine.host();
-        for (
-          const [args, code] of [
-            [["-h"], 0],
-            [["--help"], 0],
-            [["--dry-run", "-h"], 0],
-            [["now"], 2],
-            [["--dry"], 2],
-            [["-h", "now"], 0],
-            [[""], 2],
-          ] as const
-        ) {
-          const upgraded = await upgrade(machine, await newBuild(), ...args);
-          assertEquals(upgraded.code, code, `${args}`);
-          assertMatch(
-            upgraded.said,
-            code === 0 ? /^Usage: containerd-shim upgrade \[flags\]\n/ : /^[^\n]+\nUsage: containerd-shim upgrade /,
-          );
-        }
-        assertEquals(machine.host(), host);
-        await assertExecs(shim, "e");
-      })
-    ),
+    withHosted({}, async (shim, machine) => {
+      await shim.run();
+      const host = machine.host();
+      for (
+        const [args, code] of [
+          [["-h"], 0],
+          [["--help"], 0],
+          [["--dry-run", "-h"], 0],
+          [["now"], 2],
+          [["--dry"], 2],
+          [["-h", "now"], 0],
+          [[""], 2],
+        ] as const
+      ) {
+        const upgraded = await upgrade(machine, await newBuild(), ...args);
+        assertEquals(upgraded.code, code, `${args}`);
+        assertMatch(
+          upgraded.said,
+          code === 0 ? /^Usage: containerd-shim upgrade \[flags\]\n/ : /^[^\n]+\nUsage: containerd-shim upgrade /,
+        );
+      }
+      assertEquals(machine.host(), host);
+      await assertExecs(shim, "e");
+    }),
 );
 
 onlyHosted(
   "a host of the other build that dies is followed by one of that build",
   () =>
-    withMachine((machine) =>
-      withShim({ prefix: machine.prefix }, async (shim) => {
-        const init = await shim.run();
-        const log = new Log(await shim.read(`${shim.workdir}/shim.stdout.log`));
-        const wait = waitFor(shim);
-        const printed = await execPrinting(shim, "e", 31);
-        const host = await assertUpgrades(machine, await newBuild());
-        await printed.goesOn();
-        const died = log.next(DIED);
-        Deno.kill(host.pid, "SIGKILL");
-        assertEquals((await shim.state()).pid, init);
-        await printed.goesOn();
-        const next = assertHost(machine, await newBuild(), 1);
-        assert(next.pid !== host.pid);
-        // It is this what says that others have not died.
-        assertMatch(await died, new RegExp(`host=${host.pid} `));
-        assertMatch(await dump(shim, log), DIED);
-        await assertUpgrades(machine, OLD);
-        await endPrinting(shim, END_EXECS);
-        assert(await printed.ended() > 0);
-        assertEquals((await shim.wait("e")).status, 31);
-        await shim.deleteProcess("e");
-        await endContainer(shim);
-        assertEquals(await wait, 137);
-        assert(isAlive(shim.pid));
-        await until("the host has no container", () => machine.sizes().every((size) => size <= 1));
-      })
-    ),
+    withHosted({}, async (shim, machine) => {
+      const init = await shim.run();
+      const log = new Log(await shim.read(`${shim.workdir}/shim.stdout.log`));
+      const wait = waitFor(shim);
+      const printed = await execPrinting(shim, "e", 31);
+      const host = await assertUpgrades(machine, await newBuild());
+      await printed.goesOn();
+      const died = log.next(DIED);
+      Deno.kill(host.pid, "SIGKILL");
+      assertEquals((await shim.state()).pid, init);
+      await printed.goesOn();
+      const next = assertHost(machine, await newBuild(), 1);
+      assert(next.pid !== host.pid);
+      // It is this what says that others have not died.
+      assertMatch(await died, new RegExp(`host=${host.pid} `));
+      assertMatch(await dump(shim, log), DIED);
+      await assertUpgrades(machine, OLD);
+      await endPrinting(shim, END_EXECS);
+      assert(await printed.ended() > 0);
+      assertEquals((await shim.wait("e")).status, 31);
+      await shim.deleteProcess("e");
+      await endContainer(shim);
+      assertEquals(await wait, 137);
+      assert(isAlive(shim.pid));
+      await until("the host has no container", () => machine.sizes().every((size) => size <= 1));
+    }),
 );
 
 onlyHosted(
   "a build that reads another version of what has been written down takes nothing over",
   () =>
-    withMachine((machine) =>
-      withShims([{ prefix: machine.prefix }, { prefix: machine.prefix }], async (shims) => {
-        for (const shim of shims) await shim.run();
-        const wait = waitFor(shims[0]!);
-        const printed = await execPrinting(shims[0]!, "e", 31);
-        const hosts = machine.hosts();
-        const other = await builds.make({ changes: OTHER_VERSION });
-        for (const flags of [["--dry-run"], []]) {
-          assertEquals(await upgrade(machine, other, ...flags), {
-            code: 1,
-            said: `host ${hosts[0]!.pid} with 2 containers stays: it writes version 1 of its containers' states, ` +
-              "and this build reads version 2\n",
-          });
-        }
-        assertEquals(machine.hosts(), hosts);
-        await printed.goesOn();
-        for (const shim of shims) await assertExecs(shim, "short");
-        await endPrinting(shims[0]!, END_EXECS);
-        assert(await printed.ended() > 0);
-        assertEquals((await shims[0]!.wait("e")).status, 31);
-        await shims[0]!.deleteProcess("e");
-        await endContainer(shims[0]!);
-        assertEquals(await wait, 137);
-      })
-    ),
+    withHostedShims([{}, {}], async (shims, machine) => {
+      for (const shim of shims) await shim.run();
+      const wait = waitFor(shims[0]!);
+      const printed = await execPrinting(shims[0]!, "e", 31);
+      const hosts = machine.hosts();
+      const other = await builds.make({ changes: OTHER_VERSION });
+      for (const flags of [["--dry-run"], []]) {
+        assertEquals(await upgrade(machine, other, ...flags), {
+          code: 1,
+          said: `host ${hosts[0]!.pid} with 2 containers stays: it writes version 1 of its containers' states, ` +
+            "and this build reads version 2\n",
+        });
+      }
+      assertEquals(machine.hosts(), hosts);
+      await printed.goesOn();
+      for (const shim of shims) await assertExecs(shim, "short");
+      await endPrinting(shims[0]!, END_EXECS);
+      assert(await printed.ended() > 0);
+      assertEquals((await shims[0]!.wait("e")).status, 31);
+      await shims[0]!.deleteProcess("e");
+      await endContainer(shims[0]!);
+      assertEquals(await wait, 137);
+    }),
 );
 
 /** Has a build fail to take over, which must be said, and fails unless all is in the same host as before, and is answered. */
@@ -429,22 +423,20 @@ async function assertStays(
 onlyHosted(
   "a host that cannot read what has been written down refuses, and all go back to where they were",
   () =>
-    withMachine((machine) =>
-      withShims([{ prefix: machine.prefix }, { prefix: machine.prefix }], async (shims) => {
-        for (const shim of shims) await shim.run();
-        const [shim] = shims as [Shim, Shim];
-        const wait = waitFor(shim);
-        const printed = await execPrinting(shim, "e", 31);
-        await assertStays(machine, shims, await builds.make({ changes: [...OTHER_VERSION, ...HEEDLESS] }));
-        await printed.goesOn();
-        await endPrinting(shim, END_EXECS);
-        assert(await printed.ended() > 0);
-        assertEquals((await shim.wait("e")).status, 31);
-        await shim.deleteProcess("e");
-        await endContainer(shim);
-        assertEquals(await wait, 137);
-      })
-    ),
+    withHostedShims([{}, {}], async (shims, machine) => {
+      for (const shim of shims) await shim.run();
+      const [shim] = shims as [Shim, Shim];
+      const wait = waitFor(shim);
+      const printed = await execPrinting(shim, "e", 31);
+      await assertStays(machine, shims, await builds.make({ changes: [...OTHER_VERSION, ...HEEDLESS] }));
+      await printed.goesOn();
+      await endPrinting(shim, END_EXECS);
+      assert(await printed.ended() > 0);
+      assertEquals((await shim.wait("e")).status, 31);
+      await shim.deleteProcess("e");
+      await endContainer(shim);
+      assertEquals(await wait, 137);
+    }),
 );
 
 /** A build whose hosts are not found. */
@@ -879,27 +871,25 @@ for (const isLate of [false, true]) {
 onlyHosted(
   "a connection that is made while a host waits for a call, to hand over, is answered",
   () =>
-    withMachine((machine) =>
-      withShims([{ prefix: machine.prefix }, { prefix: machine.prefix }], async (shims) => {
-        const [slow, quick] = shims as [Shim, Shim];
-        await quick.run();
-        const runtime = await slow.makeProgram("slow", slowRuntime(slow.folder, "create"));
-        const created = slow.create({}, { runtime });
-        created.catch(() => {});
-        await until("create has begun", () => Deno.statSync(`${slow.folder}/begun`).isFile);
-        const old = assertHost(machine, OLD, 2);
-        const upgrading = upgrade(machine, await newBuild());
-        upgrading.catch(() => {});
-        await until("the other has left", () => machine.hosts().some(({ pid, size }) => pid === old.pid && size === 1));
-        using client = await slow.connect();
-        const answer = client.call(SERVICE, "ShimInfo", new Uint8Array(), { timeoutMs: PATIENCE_MS });
-        answer.catch(() => {});
-        await Deno.writeTextFile(`${slow.folder}/go`, "");
-        assertEquals(v1.ShimInfoResponse.decode(await answer).shimPid, slow.pid);
-        await created;
-        assertEquals(await upgrading, { code: 0, said: handedOver(old) });
-      })
-    ),
+    withHostedShims([{}, {}], async (shims, machine) => {
+      const [slow, quick] = shims as [Shim, Shim];
+      await quick.run();
+      const runtime = await slow.makeProgram("slow", slowRuntime(slow.folder, "create"));
+      const created = slow.create({}, { runtime });
+      created.catch(() => {});
+      await until("create has begun", () => Deno.statSync(`${slow.folder}/begun`).isFile);
+      const old = assertHost(machine, OLD, 2);
+      const upgrading = upgrade(machine, await newBuild());
+      upgrading.catch(() => {});
+      await until("the other has left", () => machine.hosts().some(({ pid, size }) => pid === old.pid && size === 1));
+      using client = await slow.connect();
+      const answer = client.call(SERVICE, "ShimInfo", new Uint8Array(), { timeoutMs: PATIENCE_MS });
+      answer.catch(() => {});
+      await Deno.writeTextFile(`${slow.folder}/go`, "");
+      assertEquals(v1.ShimInfoResponse.decode(await answer).shimPid, slow.pid);
+      await created;
+      assertEquals(await upgrading, { code: 0, said: handedOver(old) });
+    }),
 );
 
 onlyHosted(
@@ -943,33 +933,31 @@ for (const isLate of [false, true]) {
   onlyHosted(
     `a container's shim that is ending${isLate ? " for long" : ""}, while its host hands over, ends in the other build`,
     () =>
-      withMachine((machine) =>
-        withShims([{ prefix: machine.prefix, endsItself: true }, { prefix: machine.prefix }], async (shims) => {
-          const [ending, quick] = shims as [Shim, Shim];
-          await quick.run();
-          const runtime = await ending.makeProgram("slow", slowRuntime(ending.folder, "delete"));
-          const init = await ending.run({}, { runtime });
-          const wait = waitFor(ending);
-          await ending.shimPid();
-          ending.signal("SIGTERM");
-          await until("delete has begun", () => Deno.statSync(`${ending.folder}/begun`).isFile);
-          const old = assertHost(machine, OLD, 2);
-          const upgrading = upgrade(machine, await newBuild());
-          upgrading.catch(() => {});
-          const hasOld = (count: number) => machine.hosts().some(({ pid, size }) => pid === old.pid && size === count);
-          await until("the other has left", () => hasOld(1) || hasOld(0));
-          if (isLate) await until("all have left", () => machine.hosts().every(({ pid }) => pid !== old.pid));
-          await Deno.writeTextFile(`${ending.folder}/go`, "");
-          assertEquals(await ending.status, 0);
-          assertEquals(await wait, 137);
-          assertEquals(processOf(init), undefined);
+      withHostedShims([{ endsItself: true }, {}], async (shims, machine) => {
+        const [ending, quick] = shims as [Shim, Shim];
+        await quick.run();
+        const runtime = await ending.makeProgram("slow", slowRuntime(ending.folder, "delete"));
+        const init = await ending.run({}, { runtime });
+        const wait = waitFor(ending);
+        await ending.shimPid();
+        ending.signal("SIGTERM");
+        await until("delete has begun", () => Deno.statSync(`${ending.folder}/begun`).isFile);
+        const old = assertHost(machine, OLD, 2);
+        const upgrading = upgrade(machine, await newBuild());
+        upgrading.catch(() => {});
+        const hasOld = (count: number) => machine.hosts().some(({ pid, size }) => pid === old.pid && size === count);
+        await until("the other has left", () => hasOld(1) || hasOld(0));
+        if (isLate) await until("all have left", () => machine.hosts().every(({ pid }) => pid !== old.pid));
+        await Deno.writeTextFile(`${ending.folder}/go`, "");
+        assertEquals(await ending.status, 0);
+        assertEquals(await wait, 137);
+        assertEquals(processOf(init), undefined);
 
-          assertEquals((await upgrading).code, 0);
-          await untilEnded(old.pid);
-          await until("the other host has one", () => machine.host().size === 1);
-          await assertExecs(quick, "later");
-        })
-      ),
+        assertEquals((await upgrading).code, 0);
+        await untilEnded(old.pid);
+        await until("the other host has one", () => machine.host().size === 1);
+        await assertExecs(quick, "later");
+      }),
   );
 }
 
@@ -979,24 +967,22 @@ const PARTS = [3, 10, -1];
 onlyHosted(
   "a request of which a part has come before its host hands over, and the rest after, is answered",
   () =>
-    withMachine((machine) =>
-      withShim({ prefix: machine.prefix }, async (shim) => {
-        await shim.run();
-        const request = ttrpc.Request.encode({ service: SERVICE, method: "ShimInfo" }).finish();
-        const frame = encodeFrame({ stream: 1, type: REQUEST, payload: request });
-        const executables = [await newBuild(), OLD];
-        for (const [i, part] of PARTS.entries()) {
-          using connection = await RawConnection.open(shim.socketPath);
-          await connection.write(frame.subarray(0, part));
-          // It was sent before this, which is answered.
-          await shim.shimPid();
-          await assertUpgrades(machine, executables[i % 2]!);
-          await connection.write(frame.subarray(part));
-          const { response } = await connection.response();
-          assertEquals(v1.ShimInfoResponse.decode(response.payload).shimPid, shim.pid);
-        }
-      })
-    ),
+    withHosted({}, async (shim, machine) => {
+      await shim.run();
+      const request = ttrpc.Request.encode({ service: SERVICE, method: "ShimInfo" }).finish();
+      const frame = encodeFrame({ stream: 1, type: REQUEST, payload: request });
+      const executables = [await newBuild(), OLD];
+      for (const [i, part] of PARTS.entries()) {
+        using connection = await RawConnection.open(shim.socketPath);
+        await connection.write(frame.subarray(0, part));
+        // It was sent before this, which is answered.
+        await shim.shimPid();
+        await assertUpgrades(machine, executables[i % 2]!);
+        await connection.write(frame.subarray(part));
+        const { response } = await connection.response();
+        assertEquals(v1.ShimInfoResponse.decode(response.payload).shimPid, shim.pid);
+      }
+    }),
 );
 
 /** Starts a host as a shim does that has found none: what it listens on is descriptor 3, and its lock is 4. */
