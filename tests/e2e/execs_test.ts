@@ -6,6 +6,7 @@ import { type Form, inEachForm, onlyOursInEachForm, SHIM } from "./env.ts";
 import { type Reader, Writer } from "./fifo.ts";
 import { names } from "./leftovers.ts";
 import { descriptorsOf } from "./proc.ts";
+import { field } from "./host.ts";
 import { seconds, type Shim, Status, withShim } from "./shim.ts";
 import { until } from "./until.ts";
 
@@ -35,14 +36,12 @@ interface Held {
 }
 
 function heldBy(shim: Shim): Held {
-  const field = (file: string, name: string) =>
-    Number(new RegExp(`^${name}:\\s*(\\d+)`, "m").exec(Deno.readTextFileSync(`/proc/${shim.pid}/${file}`))![1]);
   return {
     // Without the number that each socket and each pipe has.
     descriptors: [...descriptorsOf(shim.pid).values()].map((each) => each.replace(/:\[\d+\]$/, "")).toSorted(),
     files: [...names(shim.bundle), ...names(shim.workdir)].toSorted(),
-    threads: field("status", "Threads"),
-    memoryKib: field("smaps_rollup", "Private_Dirty"),
+    threads: field(shim.pid, "status", "Threads"),
+    memoryKib: field(shim.pid, "smaps_rollup", "Private_Dirty"),
   };
 }
 

@@ -1,7 +1,6 @@
 /** No descriptor is left, or no process may be started: who asks is told so, and nothing is lost. */
 
 import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
-import { containerd } from "../../lib/api/mod.js";
 import { StatusError } from "../../lib/ttrpc/status.ts";
 import { inGroup } from "./cgroups.ts";
 import { must } from "./command.ts";
@@ -18,8 +17,8 @@ import {
   withServed,
 } from "./fault.ts";
 import { descriptorsOf } from "./proc.ts";
-import { SERVICE, type Shim, Status } from "./shim.ts";
-import { PATIENCE_MS, until } from "./until.ts";
+import { askPid, type Shim, Status } from "./shim.ts";
+import { until } from "./until.ts";
 
 /** What an error says when there is no descriptor left: the shim's words, or the runtime's. */
 const TOO_MANY = /too many open files/i;
@@ -137,7 +136,7 @@ for (const [what, processOf] of PROCESSES) {
         const answered: number[] = [];
         const waiting: Promise<void>[] = [];
         await withFree(processOf(served), 0, async () => {
-          for (let i = 0; i < 5; i++) waiting.push(askPid(shim).then((pid) => void answered.push(pid)));
+          for (let i = 0; i < 5; i++) waiting.push(askAnew(shim).then((pid) => void answered.push(pid)));
           for (let i = 0; i < 50; i++) assertEquals((await shim.state()).pid, init);
         });
         await Promise.all(waiting);
@@ -212,10 +211,9 @@ onlyOurs(
 );
 
 /** A shim's pid, asked for on a connection of its own. */
-async function askPid(shim: Shim): Promise<number> {
+async function askAnew(shim: Shim): Promise<number> {
   using client = await shim.connect();
-  const answer = await client.call(SERVICE, "ShimInfo", new Uint8Array(), { timeoutMs: PATIENCE_MS });
-  return containerd.runtime.linux.shim.v1.ShimInfoResponse.decode(answer).shimPid;
+  return await askPid(client);
 }
 
 /** Holds FIFOs open, as a client does that is there. */

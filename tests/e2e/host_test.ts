@@ -1,7 +1,6 @@
 /** Holders and hosts: what is shared, what is not, and who dies when. */
 
 import { assert, assertEquals, assertMatch, assertNotEquals } from "@std/assert";
-import { containerd as api } from "../../lib/api/mod.js";
 import { Client } from "../../lib/ttrpc/client.ts";
 import { forAll } from "./at_a_time.ts";
 import { must } from "./command.ts";
@@ -31,8 +30,8 @@ import {
 } from "./host.ts";
 import { names, RUNC_ROOT, shimSocket } from "./leftovers.ts";
 import { argumentsOf, descendants, descriptorsOf, isAlive, isHolder, processOf } from "./proc.ts";
-import { SERVICE, type Shim, withShim } from "./shim.ts";
-import { PATIENCE_MS, until } from "./until.ts";
+import { askPid, type Shim, withShim } from "./shim.ts";
+import { until } from "./until.ts";
 
 /** How many containers a host has unless told otherwise. */
 const GROUP = 32;
@@ -66,8 +65,7 @@ async function assertAnswers(containerd: Containerd, id: string): Promise<void> 
 async function shimInfo(containerd: Containerd, id: string): Promise<number> {
   const path = await shimSocket(containerd.address, containerd.namespace, id);
   using client = new Client(await Deno.connect({ transport: "unix", path }));
-  const answer = await client.call(SERVICE, "ShimInfo", new Uint8Array(), { timeoutMs: PATIENCE_MS });
-  return api.runtime.linux.shim.v1.ShimInfoResponse.decode(answer).shimPid;
+  return await askPid(client);
 }
 
 /** The sockets of a process that listen and keep messages apart, by their names. */

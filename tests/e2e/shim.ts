@@ -93,6 +93,12 @@ export async function withShim(options: ShimOptions, test: (shim: Shim) => Promi
   }
 }
 
+/** What a shim answers that its pid is, to whoever asks. */
+export async function askPid(client: Client): Promise<number> {
+  const answer = await client.call(SERVICE, "ShimInfo", new Uint8Array(), { timeoutMs: PATIENCE_MS });
+  return v1.ShimInfoResponse.decode(answer).shimPid;
+}
+
 /** A message's reader, as the generated code has it. */
 interface Decoder<T> {
   decode(bytes: Uint8Array): T;

@@ -1,13 +1,9 @@
 /** The shim's socket: how it is given, and who may use it. */
 
 import { assertEquals } from "@std/assert";
-import { containerd } from "../../lib/api/mod.js";
 import { inEachForm } from "./env.ts";
-import { SERVICE, Status, withShim } from "./shim.ts";
+import { askPid, Status, withShim } from "./shim.ts";
 import { connectAs, NOBODY } from "./stranger.ts";
-import { PATIENCE_MS } from "./until.ts";
-
-import v1 = containerd.runtime.linux.shim.v1;
 
 inEachForm(
   "a peer of another user or group is refused, and nothing of it is read",
@@ -27,8 +23,7 @@ inEachForm("many connections at once are all served", (form) =>
   withShim({ shim: form }, async (shim) => {
     const pids = await Promise.all(Array.from({ length: 50 }, async () => {
       using client = await shim.connect();
-      const answer = await client.call(SERVICE, "ShimInfo", new Uint8Array(), { timeoutMs: PATIENCE_MS });
-      return v1.ShimInfoResponse.decode(answer).shimPid;
+      return await askPid(client);
     }));
     assertEquals(pids, pids.map(() => shim.pid));
   }));

@@ -28,7 +28,7 @@ import { names, RUNC_ROOT } from "./leftovers.ts";
 import { numbered } from "./numbered.ts";
 import { Log, Printed } from "./printing.ts";
 import { isAlive, processOf } from "./proc.ts";
-import { type Exit, SERVICE, type Shim, type ShimOptions, Status, withShim } from "./shim.ts";
+import { askPid, type Exit, SERVICE, type Shim, type ShimOptions, Status, withShim } from "./shim.ts";
 import { PATIENCE_MS, until } from "./until.ts";
 import { encodeFrame, RawConnection, REQUEST } from "./wire.ts";
 
@@ -163,8 +163,7 @@ function forgetDeadHosts(machine: Machine): void {
 /** Fails unless a shim answers on a connection of its own. */
 async function assertTakesConnections(shim: Shim): Promise<void> {
   using client = await shim.connect();
-  const answer = await client.call(SERVICE, "ShimInfo", new Uint8Array(), { timeoutMs: PATIENCE_MS });
-  assertEquals(v1.ShimInfoResponse.decode(answer).shimPid, shim.pid);
+  assertEquals(await askPid(client), shim.pid);
 }
 
 function containers(count: number): string {
@@ -883,10 +882,10 @@ onlyHosted(
       upgrading.catch(() => {});
       await until("the other has left", () => machine.hosts().some(({ pid, size }) => pid === old.pid && size === 1));
       using client = await slow.connect();
-      const answer = client.call(SERVICE, "ShimInfo", new Uint8Array(), { timeoutMs: PATIENCE_MS });
+      const answer = askPid(client);
       answer.catch(() => {});
       await Deno.writeTextFile(`${slow.folder}/go`, "");
-      assertEquals(v1.ShimInfoResponse.decode(await answer).shimPid, slow.pid);
+      assertEquals(await answer, slow.pid);
       await created;
       assertEquals(await upgrading, { code: 0, said: handedOver(old) });
     }),
