@@ -2,7 +2,7 @@
 
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { forAll } from "./at_a_time.ts";
-import { type Running, start } from "./command.ts";
+import { run, type Running, start } from "./command.ts";
 import { type Form, onlyOurs, onlyOursInEachForm, OUR_EXECUTABLE } from "./env.ts";
 import { type Containerd, withContainerd } from "./harness.ts";
 import {
@@ -18,6 +18,7 @@ import {
 import { inspect, inspectAll, inspectArguments, inspectOne, only, parseTable } from "./inspect.ts";
 import { isHolder, processOf } from "./proc.ts";
 import { type Shim, withShim } from "./shim.ts";
+import { NOBODY } from "./stranger.ts";
 import { until } from "./until.ts";
 
 /** Debian's shim, which is installed together with containerd. */
@@ -123,6 +124,18 @@ onlyOursInEachForm(
       assertEquals((await all()).state, "none");
     }),
 );
+
+for (const socket of ["unix://FOLDER/own", "FOLDER/abstract", "FOLDER/ends-with@"]) {
+  onlyOurs(
+    ANOTHER,
+    `inspect finds a shim that serves -socket ${socket}, however its flags are written`,
+    () =>
+      withShim({ socket, flags: ["-debug", "--runtime-root=FOLDER/runc", "-systemd-cgroup=false"] }, async (shim) => {
+        const { code, reports: [report, ...others] } = await inspectAll(shim.namespace);
+        assertEquals([code, others, report?.shimPid, report?.shape], [0, [], shim.pid, "alone"]);
+      }),
+  );
+}
 
 onlyHosted(
   "inspect tells how many live in a host, how much memory that has, and how many have died",
@@ -246,14 +259,14 @@ onlyOurs(
   () =>
     withContainerd((ours) =>
       withContainerd(async (theirs) => {
-        const run = async (containerd: Containerd) => {
+        const runIn = async (containerd: Containerd) => {
           const id = containerd.newId("c");
           await containerd.runDetached(id, ["/bin/sleep", "1000"]);
           await containerd.exec(id, ["--detach"], ["/bin/sleep", "1000"]);
           return id;
         };
-        const id = await run(ours);
-        assertEquals(await run(theirs), id);
+        const id = await runIn(ours);
+        assertEquals(await runIn(theirs), id);
         const [mine, go] = [await inspectOne(ours.namespace, id), await inspectOne(theirs.namespace, id)];
         assertEquals([mine.state, mine.execs, go.state, go.execs], ["running", 1, "running", 1]);
         assertEquals([go.shimPid, go.initPid, go.shape], [theirs.shimOf(id), (await theirs.task(id))!.pid, "other"]);
@@ -360,6 +373,22 @@ function isInterruptible(pid: number): boolean {
   return (BigInt(`0x${/^SigBlk:\s*([0-9a-f]+)$/m.exec(status)![1]}`) & SIGINT_BIT) === 0n &&
     /^Name:\s*containerd-shim/m.test(status);
 }
+
+onlyOurs(
+  ANOTHER,
+  "inspect tells a user of shims that are not his that he cannot ask them",
+  () =>
+    withRunning(async ({ namespace, pid }) => {
+      const asNobody = ["setpriv", `--reuid=${NOBODY}`, `--regid=${NOBODY}`, "--clear-groups"];
+      // He may not come to where our executable is, on some machines.
+      const script = 'exec 5<"$0"; exec "$@" /proc/self/fd/5 inspect -json -namespace ' + namespace;
+      const { code, stdout, stderr } = await run(["sh", "-c", script, OUR_EXECUTABLE, ...asNobody]);
+      assertEquals([code, stderr], [1, ""]);
+      const [report] = JSON.parse(stdout);
+      assertEquals([report.shimPid, report.state, report.initPid], [pid, "no answer", null]);
+      assertEquals(report.error, "it is user 0's, and answers nobody else");
+    }),
+);
 
 onlyOurs(
   ANOTHER,
