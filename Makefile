@@ -1,7 +1,6 @@
 # containerd-shim: `make` builds bin/containerd-shim, alone in one file. See README.md.
 
 PREFIX := /usr/local
-BUILD :=
 BENCH :=
 BUILD :=
 FUZZ :=
