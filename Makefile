@@ -6,6 +6,9 @@ BUILD :=
 FUZZ :=
 SOAK :=
 
+# As npm does on Debian: who may vouch for the registry is the machine's to say, too.
+export DENO_TLS_CA_STORE ?= mozilla,system
+
 TOOLS := build/tools
 DENO := $(TOOLS)/node_modules/@deno/linux-x64-glibc/deno
 PBJS := $(TOOLS)/node_modules/.bin/pbjs
