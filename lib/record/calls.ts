@@ -177,7 +177,7 @@ export class CallFile {
     this.#release(entry);
   }
 
-  /** Notes what has been read of a frame of so many bytes, behind what has been noted of it before. */
+  /** Notes what has been read of a frame of at most so many bytes, behind what has been noted of it before. */
   addPart(connection: number, bytes: Uint8Array, total: number): void {
     let part = this.#parts.get(connection);
     if (part === undefined) {
@@ -210,8 +210,12 @@ export class CallFile {
   }
 
   #take(length: number): Entry {
-    const index = this.#free.findIndex(({ room }) => room >= length);
-    if (index !== -1) return this.#free.splice(index, 1)[0]!;
+    // The smallest that is large enough: one of a frame whose length was not known is larger than any.
+    const roomy = this.#free.filter(({ room }) => room >= length);
+    if (roomy.length > 0) {
+      const best = roomy.reduce((a, b) => b.room < a.room ? b : a);
+      return this.#free.splice(this.#free.indexOf(best), 1)[0]!;
+    }
     let room = LEAST_ROOM;
     while (room < length) room *= 2;
     const entry = { at: this.#end, room };

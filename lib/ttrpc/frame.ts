@@ -26,9 +26,6 @@ export type MessageType = typeof MessageType[keyof typeof MessageType];
 /** What an idle connection keeps for reading, in bytes; nearly every frame of a shim fits. */
 const READ_BUFFER_SIZE = 8 * 1024;
 
-/** A frame that is longer is not left where it has come from until it is whole, in bytes: there would be no room for it. */
-const PART_SIZE = 64 * 1024;
-
 /** What an idle connection keeps for writing at most, in bytes. */
 const WRITE_BUFFER_SIZE = 4 * 1024;
 
@@ -40,7 +37,7 @@ export interface Conn extends Pick<Deno.Conn, "read" | "write" | "close"> {
   readonly gone?: Promise<void>;
   /** Told of so many bytes, the first of those that have been read, that they have been dealt with. */
   take?(count: number): void;
-  /** Given more of a frame of so many bytes, which is to be kept until {@link endPart}, and is taken then. */
+  /** Given more of a frame of so many bytes, or less, which is to be kept until {@link endPart}, and is taken then. */
   keepPart?(bytes: Uint8Array, total: number): void;
   /** Forgets what was kept: the frame has been dealt with. */
   endPart?(): void;
@@ -106,8 +103,10 @@ export async function readFrames(conn: Conn, wanted: MessageType, sink: FrameSin
   // What is left of a payload to throw away, and whose it is if the sink is to know.
   let skip = 0;
   let oversized: { stream: number; length: number } | undefined;
-  // The header of the frame whose payload is thrown away, and what another process has thrown away of it.
+  // The header of the frame whose payload is thrown away, whether that has been noted, and what another process has thrown
+  // away of it.
   let header: Uint8Array | undefined;
+  let noted: Uint8Array | undefined;
   let passed = conn.passed ?? 0;
   // How many of the bytes at the buffer's beginning have been kept as a part.
   let kept = 0;
@@ -175,17 +174,18 @@ export async function readFrames(conn: Conn, wanted: MessageType, sink: FrameSin
     sink.onBatchEnd();
 
     const dealtWith = moved + start;
-    if (skip > 0 && header) {
-      conn.passOver?.(header, new DataView(header.buffer).getUint32(0) - skip);
-    } else if (dealtWith > 0 && (kept > 0 || header)) {
-      conn.endPart?.();
-      header = undefined;
-    }
+    if (skip === 0) header = undefined;
+    if (dealtWith > 0 && kept > 0 || noted && noted !== header) conn.endPart?.();
+    if (header) conn.passOver?.(header, new DataView(header.buffer).getUint32(0) - skip);
+    noted = header;
     conn.take?.(Math.max(0, dealtWith - kept));
     kept = Math.max(0, kept - dealtWith);
+    // What is left of a frame that is not whole is not left where it has come from either: a peer that has filled the
+    // socket is told of room only when three quarters of it are free (unix_writable() in net/unix/af_unix.c).
     const rest = end - start;
-    if (rest >= HEADER_SIZE && HEADER_SIZE + view.getUint32(start) > PART_SIZE && conn.keepPart) {
-      conn.keepPart(buffer.subarray(start + kept, end), HEADER_SIZE + view.getUint32(start));
+    if (rest > kept && conn.keepPart) {
+      const total = rest >= HEADER_SIZE ? view.getUint32(start) : MAX_PAYLOAD;
+      conn.keepPart(buffer.subarray(start + kept, end), HEADER_SIZE + total);
       conn.take?.(rest - kept);
       kept = rest;
     }

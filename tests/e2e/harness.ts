@@ -368,7 +368,7 @@ level = "${this.#level}"
     const { folder } = this;
     return [
       ...this.shims().map((pid) => `shim ${pid}: ${argumentsOf(pid).join(" ")}`),
-      ...leftovers.paths(this.bundles).map((each) => `bundle ${each}`),
+      ...leftovers.paths(this.bundles).map((each) => `bundle ${each} (${leftovers.names(each).join(", ")})`),
       ...leftovers.paths(this.workdirs).map((each) => `working directory ${each}`),
       ...leftovers.paths(this.fifos).map((each) => `FIFOs ${each}`),
       ...[...mountsBelow(`${folder}/state`), ...mountsBelow(`${folder}/root`)].map((each) => `mount ${each}`),

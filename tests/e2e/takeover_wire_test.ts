@@ -41,6 +41,12 @@ async function untilRead(shim: Shim): Promise<void> {
   for (let i = 0; i < 3; i++) await shim.shimPid();
 }
 
+/** Waits until a connection that is written to, and that nobody reads, takes nothing more. */
+async function untilFull(connection: RawConnection): Promise<void> {
+  let before = -1;
+  await until("the socket is full", () => connection.written > 0 && before === (before = connection.written));
+}
+
 /** Where a request of some size is cut: each in places of its own, in each of which a host dies. */
 const CUTS: readonly (readonly [name: string, padding: number, cuts: (size: number) => number[][]])[] = [
   ["some bytes", 0, (size) => [[1], [5], [10], [11], [size >> 1], [size - 1], [1, 9, 12, size - 1]]],
@@ -71,6 +77,30 @@ for (const [name, padding, cuts] of CUTS) {
       }),
   );
 }
+
+onlyHosted(
+  "requests that more than fill a socket all come, wherever it is full",
+  () =>
+    withHosted({}, async (shim, machine) => {
+      const { pid } = machine.host();
+      for (let padding = 40_000; padding < 70_000; padding += 2500) {
+        using connection = await RawConnection.open(shim.socketPath);
+        await assertServed(connection, shim);
+        const streams = Array.from({ length: 10 }, (_, i) => 2 * i + 1);
+        const requests = streams.map((stream) => requestOf(stream, "ShimInfo", undefined, padding));
+        let writing;
+        Deno.kill(pid, "SIGSTOP");
+        try {
+          writing = connection.write(new Uint8Array(requests.flatMap((each) => [...each])));
+          await untilFull(connection);
+        } finally {
+          Deno.kill(pid, "SIGCONT");
+        }
+        await writing;
+        for (const stream of streams) await assertTells(connection, shim, stream);
+      }
+    }),
+);
 
 onlyHosted(
   "a part of a request that comes while there is no host is not lost",

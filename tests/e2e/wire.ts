@@ -30,6 +30,8 @@ export function encodeFrame({ stream, type, payload }: Frame): Uint8Array<ArrayB
 /** A connection that sends and receives frames, whatever is in them. */
 export class RawConnection implements Disposable {
   readonly #conn: Deno.UnixConn;
+  /** How many bytes have been sent. */
+  written = 0;
 
   private constructor(conn: Deno.UnixConn) {
     this.#conn = conn;
@@ -45,7 +47,11 @@ export class RawConnection implements Disposable {
 
   /** Sends bytes, which may be any part of frames. */
   async write(bytes: Uint8Array): Promise<void> {
-    for (let at = 0; at < bytes.length;) at += await within("room for a frame", this.#conn.write(bytes.subarray(at)));
+    for (let at = 0; at < bytes.length;) {
+      const count = await within("room for a frame", this.#conn.write(bytes.subarray(at)));
+      at += count;
+      this.written += count;
+    }
   }
 
   /** Sends a request, as it should be unless its stream or its type is not. */
