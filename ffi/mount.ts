@@ -64,3 +64,10 @@ export function unmount(target: string): "unmounted" | "busy" | "none" {
       throw new SystemError("umount of", errno(), target);
   }
 }
+
+/** Where something is mounted, in the order in which it was: proc_pid_mountinfo(5). */
+export function mountPoints(): string[] {
+  return Deno.readTextFileSync("/proc/self/mountinfo").split("\n").map((line) =>
+    (line.split(" ")[4] ?? "").replace(/\\([0-7]{3})/g, (_, octal) => String.fromCharCode(parseInt(octal, 8)))
+  );
+}

@@ -67,6 +67,8 @@ export interface Identity {
 export interface Creation {
   /** The container's. */
   readonly id: string;
+  /** Where its bundle is, as long as containerd has not put it aside. */
+  readonly bundle: string;
   /** The runtime's command line, up to a command. */
   readonly runtime: readonly string[];
   /** The runtime's process that creates it; 0 when it is not known whether there is one. */
@@ -331,7 +333,7 @@ export class Shim {
     if (container === undefined || container.isCreated || command === undefined) return undefined;
     const { "runtime-root": root, namespace, "systemd-cgroup": systemd } = this.#identity.options;
     const runtime = [container.runtime, "--root", `${root}/${namespace}`, ...(systemd ? ["--systemd-cgroup"] : [])];
-    return { id: container.init.id, runtime, pid: command.pid };
+    return { id: container.init.id, bundle: this.#identity.cwd, runtime, pid: command.pid };
   }
 
   /**

@@ -2,7 +2,7 @@
 
 import { LoopDevice } from "../../ffi/loop.ts";
 import { MemoryFile } from "../../ffi/memfd.ts";
-import { mount, MOUNT_DATA_SIZE, MS, unmount } from "../../ffi/mount.ts";
+import { mount, MOUNT_DATA_SIZE, mountPoints, MS, unmount } from "../../ffi/mount.ts";
 import { sleep, type Timer } from "../async.ts";
 import { messageOf } from "../errors.ts";
 import type { Run } from "../reaper.ts";
@@ -277,11 +277,4 @@ function unmountBelow(target: string): boolean {
   // They may propagate to what was bound, which is not to be unmounted.
   mount("", target, "", MS.REC | MS.PRIVATE, "");
   return below.reverse().map(unmount).includes("unmounted");
-}
-
-/** Where something is mounted, in the order in which it was: proc_pid_mountinfo(5). */
-function mountPoints(): string[] {
-  return Deno.readTextFileSync("/proc/self/mountinfo").split("\n").map((line) =>
-    (line.split(" ")[4] ?? "").replace(/\\([0-7]{3})/g, (_, octal) => String.fromCharCode(parseInt(octal, 8)))
-  );
 }

@@ -5,29 +5,60 @@
 
 import { close } from "../../ffi/fd.ts";
 import { MemoryFile } from "../../ffi/memfd.ts";
+import { mountPoints } from "../../ffi/mount.ts";
 import { openPidfd } from "../../ffi/pidfd.ts";
 import { Event, type Poller } from "../../ffi/poll.ts";
 import { argumentsOf, parentOf, reap, spawn } from "../../ffi/process.ts";
-import { sleep } from "../async.ts";
+import { sleep, type Timer } from "../async.ts";
 import type { Place } from "../place.ts";
 import type { Creation } from "../shim.ts";
 
 /** How long a runtime may take to begin and to end whose process is not known, in ms. */
 const UNKNOWN_MS = 500;
+/** How long containerd may take to write the configuration into a bundle that it has just made, in ms. */
+const CONFIGURATION_MS = 500;
 
 /** Waits until the runtime has done what it does, and removes what it has made. */
-export async function removeOrphan({ poller, timer }: Place, { id, runtime, pid }: Creation): Promise<void> {
+export async function removeOrphan({ poller, timer }: Place, { id, bundle, runtime, pid }: Creation): Promise<void> {
   if (pid === 0) await sleep(timer, UNKNOWN_MS);
   else await ended(poller, pid);
   const init = Number(/"pid":\s*(\d+)/.exec(await outputOf(poller, [...runtime, "state", id]))?.[1] ?? 0);
   // There may be another of that name by now: a shim, or a runtime that it has started, is the parent of that.
-  if (init === 0 || isShims(init)) return;
-  await outputOf(poller, [...runtime, "delete", "--force", id]);
+  if (isShims(init)) return;
+  if (init !== 0) await outputOf(poller, [...runtime, "delete", "--force", id]);
+  await removeRemains(timer, bundle);
+}
+
+/**
+ * Removes the folder that runc has made where a bundle was: containerd puts that aside to remove it, runc makes the folders
+ * anew that it wants to mount something on, and containerd makes no bundle where there is something.
+ */
+async function removeRemains(timer: Timer, bundle: string): Promise<void> {
+  const remains = unconfigured(bundle);
+  if (remains === undefined) return;
+  await sleep(timer, CONFIGURATION_MS);
+  if (unconfigured(bundle) !== remains || mountPoints().some((each) => each.startsWith(`${bundle}/`))) return;
+  Deno.removeSync(bundle, { recursive: true });
+}
+
+/** The inode of a folder that is no bundle, because it has no configuration; undefined if there is none. */
+function unconfigured(path: string): number | null | undefined {
+  const { ino, isDirectory } = statOrNothing(path) ?? {};
+  return isDirectory && statOrNothing(`${path}/config.json`) === undefined ? ino : undefined;
+}
+
+function statOrNothing(path: string): Deno.FileInfo | undefined {
+  try {
+    return Deno.lstatSync(path);
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return undefined;
+    throw error;
+  }
 }
 
 /** Whether a process has been started by a shim that lives. */
 function isShims(pid: number): boolean {
-  const parent = parentOf(pid);
+  const parent = pid === 0 ? undefined : parentOf(pid);
   if (parent === undefined) return false;
   const args = argumentsOf(parent);
   return args.includes("-namespace") || args.includes("create");

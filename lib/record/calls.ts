@@ -18,7 +18,7 @@ const Kind = { FREE: 0, CALL: 1, ANSWERED: 2, PART: 3 } as const;
 /** The least room for a content, in bytes; more is a power of two times that. */
 const LEAST_ROOM = 208;
 /** How much room is given back when it is free, in bytes: it is memory, and the file lives as long as the container. */
-const LARGE_ROOM = 65_536;
+const LARGE_ROOM = 8192;
 /** The longest that anything is believed to be, in bytes: more than a frame. */
 const MOST_ROOM = 1 << 24;
 
