@@ -2,7 +2,6 @@
 
 import { messageOf } from "../../lib/errors.ts";
 import { IS_OURS, REPOSITORY, SHIM } from "../e2e/env.ts";
-import { pause } from "../e2e/until.ts";
 import { type Case, makeCase } from "./case.ts";
 import { Player } from "./player.ts";
 import { concat } from "./protobuf.ts";
@@ -34,9 +33,6 @@ const BATCH = 1000;
 /** After how many cases a shim has seen everything that it keeps something of, and how many a run has that tells how much. */
 const WARM_UP = 20_000;
 const LONG_RUN = 100_000;
-
-/** How long memory may be waited for that is given back when nothing is done any more, in ms. */
-const QUIET_MS = 3000;
 
 /** Where cases are written that have done harm. */
 const HARM_FILE = `${REPOSITORY}/build/fuzz.json`;
@@ -154,7 +150,7 @@ class Run {
       playedMs += performance.now() - batchStart;
       if (isLong && !isWarm && this.#count >= WARM_UP) {
         isWarm = true;
-        await pause(QUIET_MS);
+        await subject.rest();
         before = { ...before, memory: subject.usage().memory };
       }
       if (performance.now() - told < TELL_MS) continue;
