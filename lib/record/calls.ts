@@ -177,8 +177,16 @@ export class CallFile {
     this.#release(entry);
   }
 
+  #isOver = false;
+
+  /** Notes nothing more of what is read, and forgets nothing of it: it is another process's. */
+  stop(): void {
+    this.#isOver = true;
+  }
+
   /** Notes what has been read of a frame of at most so many bytes, behind what has been noted of it before. */
   addPart(connection: number, bytes: Uint8Array, total: number): void {
+    if (this.#isOver) return;
     let part = this.#parts.get(connection);
     if (part === undefined) {
       part = { ...this.#take(total), length: 0 };
@@ -197,6 +205,7 @@ export class CallFile {
 
   /** Notes that of a frame, whose header is this, so much has been passed over of its payload. */
   passOver(connection: number, header: Uint8Array, passed: number): void {
+    if (this.#isOver) return;
     if (!this.#parts.has(connection)) this.addPart(connection, header, header.length);
     this.#set(this.#parts.get(connection), FIELD.tries, passed);
   }
@@ -204,7 +213,7 @@ export class CallFile {
   /** Forgets what has been read of a frame. */
   endPart(connection: number): void {
     const part = this.#parts.get(connection);
-    if (part === undefined) return;
+    if (part === undefined || this.#isOver) return;
     this.#parts.delete(connection);
     this.#release(part);
   }

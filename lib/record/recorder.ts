@@ -53,6 +53,7 @@ export class Recorder implements Journal {
   /** Writes nothing down any more: it is another process's. */
   stop(): void {
     this.#isOver = true;
+    this.#options.calls.stop();
   }
 
   /** Whether nothing is to be written down yet. */

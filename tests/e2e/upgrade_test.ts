@@ -968,10 +968,14 @@ onlyHosted(
   () =>
     withHosted({}, async (shim, machine) => {
       await shim.run();
-      const request = ttrpc.Request.encode({ service: SERVICE, method: "ShimInfo" }).finish();
-      const frame = encodeFrame({ stream: 1, type: REQUEST, payload: request });
+      const frames = ["", "x".repeat(100_000)].map((value) => {
+        const request = { service: SERVICE, method: "ShimInfo", metadata: [{ key: "padding", value }] };
+        return encodeFrame({ stream: 1, type: REQUEST, payload: ttrpc.Request.encode(request).finish() });
+      });
       const executables = [await newBuild(), OLD];
-      for (const [i, part] of PARTS.entries()) {
+      for (
+        const [i, [frame, part]] of frames.flatMap((frame) => PARTS.map((part) => [frame, part] as const)).entries()
+      ) {
         using connection = await RawConnection.open(shim.socketPath);
         await connection.write(frame.subarray(0, part));
         // It was sent before this, which is answered.
