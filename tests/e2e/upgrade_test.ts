@@ -304,6 +304,15 @@ for (const [what, setup] of [["its folder is empty", emptyFolder()], ["has no fo
     }, setup));
 }
 
+/** Has the exec e end that prints, and then its container; fails unless all is there that was printed, and its status. */
+async function assertEndsPrinting(shim: Shim, printed: Printed, status: number): Promise<void> {
+  await endPrinting(shim, END_EXECS);
+  assert(await printed.ended() > 0);
+  assertEquals((await shim.wait("e")).status, status);
+  await shim.deleteProcess("e");
+  await endContainer(shim);
+}
+
 onlyHosted(
   "a wrong argument is answered with the usage, and nothing is done; -h prints it",
   () =>
@@ -353,11 +362,7 @@ onlyHosted(
       assertMatch(await died, new RegExp(`host=${host.pid} `));
       assertMatch(await dump(shim, log), DIED);
       await assertUpgrades(machine, OLD);
-      await endPrinting(shim, END_EXECS);
-      assert(await printed.ended() > 0);
-      assertEquals((await shim.wait("e")).status, 31);
-      await shim.deleteProcess("e");
-      await endContainer(shim);
+      await assertEndsPrinting(shim, printed, 31);
       assertEquals(await wait, 137);
       assert(isAlive(shim.pid));
       await until("the host has no container", () => machine.sizes().every((size) => size <= 1));
@@ -429,11 +434,7 @@ onlyHosted(
       const printed = await execPrinting(shim, "e", 31);
       await assertStays(machine, shims, await builds.make({ changes: [...OTHER_VERSION, ...HEEDLESS] }));
       await printed.goesOn();
-      await endPrinting(shim, END_EXECS);
-      assert(await printed.ended() > 0);
-      assertEquals((await shim.wait("e")).status, 31);
-      await shim.deleteProcess("e");
-      await endContainer(shim);
+      await assertEndsPrinting(shim, printed, 31);
       assertEquals(await wait, 137);
     }),
 );
