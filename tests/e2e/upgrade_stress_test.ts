@@ -11,9 +11,9 @@ import type { Form } from "./env.ts";
 import { assertOpenFiles, type Host, onlyHosted, openFiles, withMachine } from "./host.ts";
 import { bursting, numbered } from "./numbered.ts";
 import { Seeded } from "./seeded.ts";
-import * as storms from "./storm.ts";
 import {
   Caller,
+  DEATH,
   deleteStopped,
   END,
   type Lasting,
@@ -21,6 +21,7 @@ import {
   runLogging,
   runNumbered,
   runShort,
+  type Scene as Storm,
   startTyping,
   withScene,
 } from "./storm.ts";
@@ -72,7 +73,7 @@ class Switch implements Form {
 }
 
 /** The test's parts. */
-interface Scene extends storms.Scene {
+interface Scene extends Storm {
   readonly shim: Switch;
 }
 
@@ -182,7 +183,7 @@ async function storm(scene: Scene): Promise<void> {
   for (const each of lasting) await course.call("end", `of ${each.id}`, () => each.end());
   const told = await exits.allTold();
   await containerd.expectNothingLeft();
-  const isDeath = (line: string) => storms.DEATH.test(line) || line.includes("has died");
+  const isDeath = (line: string) => DEATH.test(line) || line.includes("has died");
   assertEquals(containerd.log().split("\n").filter(isDeath), []);
   course.throwFailures();
   const answered = [...course.answers.values()].reduce((sum, count) => sum + count, 0);
