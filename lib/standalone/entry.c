@@ -147,12 +147,17 @@ static uint64_t block_signals(void) {
  * start costs (ffi/clock.ts). The soft limit of open files (getrlimit(2)) as the caller has set it: Deno raises
  * its own to the hard limit before the program's first line, and every child would inherit that; the program puts it back
  * (ffi/process.ts). And where the texts are that it is to read (make.ts).
+ *
+ * The last is for the C library: one heap of malloc for all threads, of which there is hardly ever more than one that does
+ * something, where each would keep some 150 KiB for itself (mallopt(3), M_ARENA_MAX). ld.so writes into it.
  */
 #define ENTERED "CONTAINERD_SHIM_ENTERED="
 #define LIMIT "CONTAINERD_SHIM_NOFILE="
 #define TEXTS "CONTAINERD_SHIM_TEXTS="
 #define BUILD "CONTAINERD_SHIM_BUILD="
-enum { VARIABLES = 4, VARIABLE_SIZE = sizeof ENTERED + 20 }; /* the longest of them; 2^64 has 20 digits */
+#define ARENAS "GLIBC_TUNABLES=glibc.malloc.arena_max="
+enum { VARIABLES = 5, VARIABLE_SIZE = sizeof ENTERED + 20 }; /* the longest of them; 2^64 has 20 digits */
+_Static_assert(sizeof ARENAS + 1 <= VARIABLE_SIZE, "its number has one digit");
 
 static char *append(char *out, const char *text) {
   while (*text) *out++ = *text++;
@@ -898,6 +903,7 @@ __attribute__((noreturn, used)) static void enter(const uintptr_t *stack) {
   describe(variables[1], LIMIT, limit_of_open_files());
   describe(variables[2], TEXTS, (uintptr_t)&header + header.texts);
   describe(variables[3], BUILD, header.build);
+  describe(variables[4], ARENAS, 1);
   uintptr_t *const frame = __builtin_alloca_with_align(words * sizeof *frame, 128); /* 16 bytes, as the ABI has it */
   Elf64_Phdr *const copies = (Elf64_Phdr *)(frame + words - phnum * PHDR_WORDS);
 

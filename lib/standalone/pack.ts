@@ -50,13 +50,13 @@ export interface PackOptions {
  * runtime, because it would change what that does. COMPLETE makes Deno print
  * shell completions and exit; OTEL_DENO makes it send to a collector.
  */
-const DROPPED = ["DENO_", "NODE_", "V8_", "OTEL_", "COMPLETE=", "HOME="];
+const DROPPED = ["DENO_", "NODE_", "V8_", "OTEL_", "COMPLETE=", "HOME=", "GLIBC_TUNABLES="];
 
 /**
  * What the runtime gets instead: no directory for its caches, which stay in
  * memory then; no question about newer versions; no search of PATH for `node`,
  * nor a stand-in for it there; and a home without a `.npmrc`, which Deno reads
- * at start, and does not start if it is bad.
+ * at start, and does not start if it is bad. entry.c adds more.
  */
 const ADDED = ["DENO_DIR=/dev/null/none", "DENO_NO_UPDATE_CHECK=1", "DENO_DISABLE_NODE_SHIM=1", "HOME=/proc"];
 

@@ -96,7 +96,9 @@ export const EXECUTABLE = SHIM === mixed ? OUR_EXECUTABLE : SHIM.path;
 export const FORMS: readonly Form[] = IS_OURS && SHIM !== denoRun && WAY === "alone" ? [SHIM, denoRun] : [SHIM];
 
 if (FORMS.includes(denoRun)) {
-  const options = `-A --quiet --no-config --no-lock --cached-only ${V8_FLAGS}`;
+  // As Deno reads it: without workers, which would be there before our first line, and could not be told to block signals.
+  const v8Flags = V8_FLAGS.replace("single_threaded", "single-threaded");
+  const options = `-A --quiet --no-config --no-lock --cached-only ${v8Flags}`;
   writeScript(denoRun.path, `exec '${Deno.execPath()}' run ${options} '${OUR_BUNDLE}' "$@"`);
 }
 if (FORMS.includes(mixed)) {

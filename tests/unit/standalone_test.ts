@@ -9,6 +9,7 @@ const GIVEN = {
   DENO_NO_UPDATE_CHECK: "1",
   DENO_DISABLE_NODE_SHIM: "1",
   HOME: "/proc",
+  GLIBC_TUNABLES: "glibc.malloc.arena_max=1",
   CONTAINERD_SHIM_NOFILE: softLimitOfOpenFiles(),
 };
 
@@ -163,6 +164,7 @@ Deno.test("No variable of the caller's configures the runtime", async () => {
     OTEL_DENO: "true",
     OTEL_EXPORTER_OTLP_ENDPOINT: "http://127.0.0.1:1",
     COMPLETE: "bash",
+    GLIBC_TUNABLES: "glibc.malloc.arena_max=8",
     HOME: directory,
   };
   const env = { ...kept, ...dropped };
@@ -198,6 +200,25 @@ Deno.test("Every thread blocks the signals that the shim takes over", async () =
 Deno.test("The exit code is the program's", async () => {
   const { code } = await run(product, [], { env: { EXIT_CODE: "42" } });
   assertEquals(code, 42);
+});
+
+Deno.test("What V8 puts off is done, in Deno's loop", async () => {
+  // Callbacks of this kind are such tasks.
+  const program = `
+    const { promise, resolve } = Promise.withResolvers();
+    const registry = new FinalizationRegistry(resolve);
+    (() => registry.register({}, "collected"))();
+    await new Promise((resolve) => setTimeout(resolve));
+    gc({ type: "major", execution: "sync", flavor: "last-resort" });
+    // It does not keep Deno from ending.
+    const patience = setTimeout(() => console.log("not done"), 10_000);
+    console.log(await promise);
+    clearTimeout(patience);
+  `;
+  const out = `${directory}/tasks`;
+  await packProgram(program, out);
+  const { stdout, stderr } = await run(out);
+  assertEquals([stdout, stderr], ["collected\n", ""]);
 });
 
 /** Packs modules as the maker does. */
