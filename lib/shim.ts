@@ -514,7 +514,7 @@ function lazyPublisher(load: () => Promise<Publisher>): Publisher {
   let loading: Promise<Publisher> | undefined;
   const loaded = () => loading ??= load();
   return {
-    publish: async (envelope) => (await loaded()).publish(envelope),
+    publish: async (...events) => (await loaded()).publish(...events),
     reach: async () => (await loaded()).reach(),
   };
 }

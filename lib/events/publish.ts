@@ -26,7 +26,7 @@ const SERVICE = "containerd.services.events.ttrpc.v1.Events";
 /** Sends events by ttrpc, which starts no process, and where that does not get them there by the command. */
 export function publisher(options: PublisherOptions): Publisher {
   return {
-    publish: (envelope) => publish(options, envelope),
+    publish: (envelopes, onAcknowledged) => publish(options, envelopes, onAcknowledged),
     reach: async () => {
       const conn = await connect(options.address).catch(() =>
         Deno.connect({ transport: "unix", path: options.address })
@@ -41,39 +41,37 @@ function connect(address: string): Promise<Deno.UnixConn> {
   return Deno.connect({ transport: "unix", path: `${address}.ttrpc` });
 }
 
-async function publish(options: PublisherOptions, envelope: Envelope): Promise<void> {
-  let reason: unknown;
+async function publish(
+  options: PublisherOptions,
+  envelopes: readonly Envelope[],
+  onAcknowledged: (envelope: Envelope) => void,
+): Promise<void> {
+  let client: Client | undefined;
   try {
-    return await forward(options.address, envelope);
-  } catch (error) {
-    reason = error;
-  }
-  try {
-    await command(options, envelope);
-  } catch (error) {
-    throw new Error(`failed to publish event: ${messageOf(error)}; by ttrpc: ${messageOf(reason)}`, {
-      cause: reason,
-    });
+    for (const envelope of envelopes) {
+      try {
+        client ??= new Client(await connect(options.address));
+        await client.call(SERVICE, "Forward", requestOf(envelope), { timeoutMs: TIMEOUT_MS });
+      } catch (reason) {
+        client?.close();
+        client = undefined;
+        await command(options, envelope).catch((error) => {
+          throw new Error(`failed to publish event: ${messageOf(error)}; by ttrpc: ${messageOf(reason)}`, {
+            cause: reason,
+          });
+        });
+      }
+      onAcknowledged(envelope);
+    }
+  } finally {
+    client?.close();
   }
 }
 
-/** @throws {StatusError | Error} when containerd has not acknowledged the event */
-async function forward(address: string, envelope: Envelope): Promise<void> {
-  const conn = await connect(address);
-  const client = new Client(conn);
-  try {
-    const request = containerd.services.events.ttrpc.v1.ForwardRequest.encode({
-      envelope: {
-        timestamp: timestamp(envelope.at),
-        namespace: envelope.namespace,
-        topic: envelope.topic,
-        event: { type_url: envelope.type, value: envelope.value },
-      },
-    }).finish();
-    await client.call(SERVICE, "Forward", request, { timeoutMs: TIMEOUT_MS });
-  } finally {
-    client.close();
-  }
+function requestOf({ at, namespace, topic, type, value }: Envelope): Uint8Array {
+  return containerd.services.events.ttrpc.v1.ForwardRequest.encode({
+    envelope: { timestamp: timestamp(at), namespace, topic, event: { type_url: type, value } },
+  }).finish();
 }
 
 /** @throws {Error} when the command has failed, with what it printed */

@@ -22,14 +22,22 @@ export interface Envelope {
 
 /** The way to containerd. */
 export interface Publisher {
-  /** Sends an event; rejects when it has not got there. */
-  publish(envelope: Envelope): Promise<void>;
+  /**
+   * Sends events one after the other; rejects when one has not got there, and sends none of those after it.
+   *
+   * @param onAcknowledged told of each that has
+   */
+  publish(envelopes: readonly Envelope[], onAcknowledged: (envelope: Envelope) => void): Promise<void>;
   /** Rejects when containerd is not there. */
   reach(): Promise<void>;
 }
 
 /** Events that wait at most; past that the oldest go. */
 const CAPACITY = 1024;
+/** How many events go by one connection. */
+const BATCH = 64;
+/** How many may wait before no more children are started that would have others wait, unless containerd is away. */
+const CROWD = 64;
 /** How long the first new attempt waits, and the longest any does, in ms. */
 const FIRST_DELAY_MS = 100;
 const LAST_DELAY_MS = 10_000;
@@ -45,6 +53,10 @@ export class EventQueue {
   readonly #timer: Timer;
   readonly #log: Logger;
   readonly #waiting: Envelope[] = [];
+  /** How many of them, the first, are on their way. */
+  #sent = 0;
+  /** Those who wait for room. */
+  #roomless: (() => void)[] = [];
   #delay = FIRST_DELAY_MS;
   #sending: Promise<void> | undefined;
   /** Ends the pause between two attempts. */
@@ -86,8 +98,7 @@ export class EventQueue {
   /** Has an event sent after those that wait already. */
   push(envelope: Envelope): void {
     if (this.#waiting.length >= CAPACITY) {
-      // The one in front may be on its way out just now.
-      const [lost] = this.#waiting.splice(1, 1);
+      const [lost] = this.#waiting.splice(this.#sent, 1);
       this.#log.error("event dropped: too many wait for containerd", {
         topic: lost!.topic,
         waiting: CAPACITY,
@@ -96,6 +107,17 @@ export class EventQueue {
     this.#waiting.push(envelope);
     this.#last = { topic: envelope.topic, at: envelope.at };
     this.#sending ??= this.#send();
+  }
+
+  /**
+   * Settled when there is room for what a child that is started now will have to tell. A shim that starts many at a time has
+   * little time left to send what those before have told.
+   *
+   * @returns undefined when there is room
+   */
+  room(): Promise<void> | undefined {
+    if (this.#sent === 0 || this.#waiting.length < CROWD) return undefined;
+    return new Promise((resolve) => this.#roomless.push(resolve));
   }
 
   /** Sends what waits without waiting any longer; settled when every event is acknowledged. */
@@ -109,6 +131,7 @@ export class EventQueue {
   /** Sends nothing more: nobody is left to tell it. */
   stop(): void {
     this.#waiting.length = 0;
+    this.#makeRoom();
     this.#wake?.();
     this.#settle?.();
   }
@@ -122,23 +145,20 @@ export class EventQueue {
   async #send(): Promise<void> {
     let away = false;
     while (this.#waiting.length > 0) {
-      const envelope = this.#waiting[0]!;
+      const first = this.#waiting[0]!;
       try {
         if (away && !this.#hurried) {
           await this.#publisher.reach();
           await this.#pause(SETTLE_MS, (end) => this.#settle = end);
         }
-        await this.#publisher.publish(envelope);
+        await this.#publish(away ? 1 : BATCH);
         away = false;
-        const index = this.#waiting.indexOf(envelope);
-        if (index !== -1) this.#waiting.splice(index, 1);
-        this.#onSent();
         this.#delay = FIRST_DELAY_MS;
       } catch (error) {
         away = true;
         this.#hurried = false;
         this.#log.warn("event not delivered, will try again", {
-          topic: envelope.topic,
+          topic: first.topic,
           delay_ms: this.#delay,
           waiting: this.#waiting.length,
           error,
@@ -150,6 +170,31 @@ export class EventQueue {
     }
     this.#hurried = false;
     this.#sending = undefined;
+  }
+
+  /** @throws {Error} when one of the first `count` has not got there */
+  async #publish(count: number): Promise<void> {
+    const batch = this.#waiting.slice(0, count);
+    this.#sent = batch.length;
+    try {
+      await this.#publisher.publish(batch, (envelope) => {
+        this.#sent--;
+        // It may have been told to stop meanwhile.
+        const index = this.#waiting.indexOf(envelope);
+        if (index !== -1) this.#waiting.splice(index, 1);
+        if (this.#waiting.length < CROWD) this.#makeRoom();
+        this.#onSent();
+      });
+    } catch (error) {
+      this.#makeRoom();
+      throw error;
+    } finally {
+      this.#sent = 0;
+    }
+  }
+
+  #makeRoom(): void {
+    for (const resolve of this.#roomless.splice(0)) resolve();
   }
 
   async #pause(ms: number, setEnd: (end: (() => void) | undefined) => void): Promise<void> {

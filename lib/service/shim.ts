@@ -43,7 +43,10 @@ export interface ServiceConfig {
   readonly systemdCgroup: boolean;
 }
 
-/** How long Delete waits for containerd to have taken the exit event, in ms: it ends the shim right after. */
+/**
+ * How long Delete waits for containerd to have taken the exit event, in ms: it ends the shim right after. So long Start waits,
+ * while many events do.
+ */
 const EVENT_TIMEOUT_MS = 2000;
 /** How long the end of the shim waits for the container's, in ms. */
 const END_TIMEOUT_MS = 10_000;
@@ -349,6 +352,8 @@ export class ShimService implements Loaded {
 
   async #start(id: string) {
     const process = this.#process(id);
+    const room = this.#events.room();
+    if (room !== undefined) await within(this.#context.timer, EVENT_TIMEOUT_MS, room);
     await process.start();
     return { response: { id, pid: process.pid } };
   }
