@@ -32,6 +32,9 @@ export const FLOOD_STATE: Row = {
   isOfHost: true,
 };
 
+/** The same, where its caller need not wait for its turn of the CPU. */
+export const FLOOD_STATE_FIRST: Row = { ...FLOOD_STATE, name: `${FLOOD_STATE.name}, caller at nice -20` };
+
 /** How fast the others are meanwhile, together. */
 export const FLOOD_SPEED: Row = {
   name: `stdout of ${WRITERS}, 64 KiB writes`,
@@ -113,13 +116,14 @@ function takeMemory({ wanted, results }: Bench, { name }: Competitor, { subjects
 /** How long a call takes a container that is quiet, while others of its host write as fast as they can. */
 export async function measureFloods(bench: Bench): Promise<void> {
   const { extent: { host: { flood } }, wanted, results, say } = bench;
-  if (!wanted(FLOOD_STATE) || flood.times === 0) return;
+  const rows = [FLOOD_STATE, FLOOD_STATE_FIRST, FLOOD_SPEED];
+  if (!rows.some(wanted) || flood.times === 0) return;
   for (const competitor of contenders(bench)) {
     const { name } = competitor;
     say(`${WRITERS} write, ${name}`);
     const crowd = new Crowd(competitor);
     const floods: Flood[] = [];
-    await noting(bench, { alive: 1, contenders: [name], rows: [FLOOD_STATE, FLOOD_SPEED] }, async () => {
+    await noting(bench, { alive: 1, contenders: [name], rows }, async () => {
       await crowd.grow(1 + WRITERS);
       if (competitor === bench.hosted) onlyHost();
       const [quiet, ...others] = crowd.subjects as [Subject, ...Subject[]];
@@ -128,25 +132,20 @@ export async function measureFloods(bench: Bench): Promise<void> {
       for (const each of floods) each.begin();
       await until("all that write are read", () => floods.every((each) => each.arrived() > FLOW_BYTES));
       for (let i = 0; i < flood.times; i++) {
-        const samples = await stateInFlood(quiet, floods, flood.calls);
-        results.of(1, name, FLOOD_STATE).samples.push(samples.latency);
-        results.of(1, name, FLOOD_SPEED).samples.push(samples.speed);
+        const arrived = () => floods.reduce((sum, each) => sum + each.arrived(), 0);
+        const [before, start] = [arrived(), performance.now()];
+        const latency = await stateLatency(quiet, { count: flood.calls, comesFirst: false });
+        const speed = (arrived() - before) / 1e6 / ((performance.now() - start) / 1000);
+        const first = await stateLatency(quiet, { count: flood.calls, comesFirst: true });
+        results.of(1, name, FLOOD_STATE).samples.push(latency);
+        results.of(1, name, FLOOD_STATE_FIRST).samples.push(first);
+        results.of(1, name, FLOOD_SPEED).samples.push(speed);
       }
     });
     for (const each of floods) each.end();
     await crowd.disperse();
     await endHosts();
   }
-}
-
-/** @returns p50 of State in µs, and what flowed meanwhile in MB/s */
-async function stateInFlood(quiet: Subject, floods: readonly Flood[], calls: number) {
-  const arrived = () => floods.reduce((sum, each) => sum + each.arrived(), 0);
-  const before = arrived();
-  const start = performance.now();
-  const latency = await stateLatency(quiet, calls);
-  const seconds = (performance.now() - start) / 1000;
-  return { latency, speed: (arrived() - before) / 1e6 / seconds };
 }
 
 /** All three. */

@@ -6,8 +6,8 @@
  *
  * Prints tables of medians. The whole bench, which is that without --quick, --hosted, --only and --rounds, also writes them
  * to RESULTS.md and a picture to results.svg, beside this file; --out and --svg name others. --hosted leaves out what has
- * nothing to do with hosts. PATTERN is a regular expression that is looked for in the names of rows. With --check the exit code is 1 when a row is so bad that it cannot be noise. It
- * is 1 in any case when a row could not be measured.
+ * nothing to do with hosts. PATTERN is a regular expression that is looked for in the names of rows. With --check the exit
+ * code is 1 when a row is so bad that it cannot be noise. It is 1 in any case when a row could not be measured.
  */
 
 import { folder } from "./folder.ts";

@@ -51,7 +51,9 @@ function hostSection(lines: readonly HostLine[]): string {
     } s after the last start; that of all is the private dirty memory of hosts and holders, or of all ` +
     "shims, divided by the number of containers, which do nothing. CPU time is the holder's, and all of its host's.",
     "While others write, somebody calls State now and then, some ms after each answer; the writers' output is read as fast " +
-    "as it comes.",
+    "as it comes. All CPUs are busy with it. A caller like any other process waits for its turn among those that read, " +
+    "which have the more to do the faster the shim is; one at nice -20 (Go's gets the same) does not, and what it waits for " +
+    "is the shim.",
     "× alone: the median in a host divided by that alone.",
   ];
   return ["## In a host", ...paragraphs.map(wrap), hostTable(lines)].join("\n\n");
