@@ -2,7 +2,7 @@
 
 import { type HostLine, hostRatio, type Line, ratio } from "./results.ts";
 import type { Row } from "./row.ts";
-import { line, px, text } from "./svg.ts";
+import { escape, line, px, text } from "./svg.ts";
 import { hostTarget, TARGETS } from "./targets.ts";
 
 /** Lengths are in pixels, as SVG has them. */
@@ -13,8 +13,6 @@ const VALUE_WIDTH = 70;
 const MARGIN = 16;
 /** Above the rows. */
 const HEAD_HEIGHT = 84;
-/** Between the two parts, for the second one's heading. */
-const PART_HEIGHT = 44;
 const FOOT_HEIGHT = 34;
 const BAR_HEIGHT = 10;
 const LIMIT_HEIGHT = 16;
@@ -43,42 +41,44 @@ interface Mark {
   readonly limit: number | undefined;
 }
 
+/** What dots of a colour mean. */
+interface Key {
+  readonly colour: string;
+  readonly words: string;
+}
+
 /** A dot in a row. */
 interface Dot {
   readonly factor: number;
   readonly colour: string;
 }
 
-/** The picture of the rows that have a ratio; what is in a host is a part of its own, if it was measured. */
-export function chart(lines: readonly Line[], hostLines: readonly HostLine[]): string {
+/** The picture of the rows that have a ratio, of shims by themselves. */
+export function aloneChart(lines: readonly Line[]): string {
   const sizes = [...new Set(lines.map(({ alive }) => alive))].filter((size) => size !== 1).sort((a, b) => a - b);
-  const [alone, hosted] = [marksOf(lines, sizes), hostMarksOf(hostLines)];
-  const axis = new Axis([...alone, ...hosted]);
-  const aloneEnd = HEAD_HEIGHT + alone.length * ROW_HEIGHT;
-  const hostedTop = aloneEnd + FOOT_HEIGHT + PART_HEIGHT;
-  const hostedEnd = hostedTop + hosted.length * ROW_HEIGHT;
-  const [width, height] = [
-    2 * MARGIN + LABEL_WIDTH + PLOT_WIDTH + VALUE_WIDTH,
-    (hosted.length === 0 ? aloneEnd : hostedEnd) + FOOT_HEIGHT,
-  ];
-  const part = (marks: readonly Mark[], top: number, end: number) => [
-    ...axis.lines(top, end),
-    ...marks.map((mark, i) => drawRow(mark, top + (i + 0.5) * ROW_HEIGHT, axis)),
-  ];
+  const crowds = sizes.map((size, i) => ({ colour: CROWD_COLOURS[i] ?? TEXT, words: `with ${size} alive` }));
+  return chart("A shim by itself, measured by Debian's Go shim", marksOf(lines, sizes), crowds);
+}
+
+/** The picture of what was measured in a host. */
+export function hostedChart(lines: readonly HostLine[]): string {
+  const dots = [{ colour: ALONE_COLOUR, words: "a shim by itself" }];
+  return chart("A shim in a host, measured by Debian's Go shim", hostMarksOf(lines), dots);
+}
+
+function chart(title: string, marks: readonly Mark[], dots: readonly Key[]): string {
+  const axis = new Axis(marks);
+  const end = HEAD_HEIGHT + marks.length * ROW_HEIGHT;
+  const [width, height] = [2 * MARGIN + LABEL_WIDTH + PLOT_WIDTH + VALUE_WIDTH, end + FOOT_HEIGHT];
   return [
     `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${width} ${height}" width="${width}" height="${height}" ` +
     `font-family="sans-serif" font-size="12" fill="${TEXT}">`,
-    `<title>This shim, measured by Debian's Go shim</title>`,
+    `<title>${escape(title)}</title>`,
     `<rect width="${width}" height="${height}" fill="#ffffff"/>`,
-    text(MARGIN, 26, "This shim, measured by Debian's Go shim", { size: 16 }),
-    legend(sizes),
-    ...part(alone, HEAD_HEIGHT, aloneEnd),
-    ...hosted.length === 0 ? [] : [
-      text(MARGIN, hostedTop - 26, "In a host", { size: 16 }),
-      dot(MARGIN + 106, hostedTop - 30, ALONE_COLOUR),
-      text(MARGIN + 118, hostedTop - 26, "alone"),
-      ...part(hosted, hostedTop, hostedEnd),
-    ],
+    text(MARGIN, 26, title, { size: 16 }),
+    legend(dots),
+    ...axis.lines(HEAD_HEIGHT, end),
+    ...marks.map((mark, i) => drawRow(mark, HEAD_HEIGHT + (i + 0.5) * ROW_HEIGHT, axis)),
     "</svg>",
     "",
   ].join("\n");
@@ -177,7 +177,7 @@ function factorText(factor: number): string {
 }
 
 /** What the colours and shapes mean, in one line. */
-function legend(sizes: readonly number[]): string {
+function legend(dots: readonly Key[]): string {
   const y = 56;
   const parts: string[] = [];
   let x = MARGIN;
@@ -187,14 +187,14 @@ function legend(sizes: readonly number[]): string {
   };
   const bar = (colour: string) => (x: number) =>
     `<rect x="${x}" y="${y - BAR_HEIGHT / 2}" width="12" height="${BAR_HEIGHT}" fill="${colour}"/>`;
-  say(bar(BETTER), "better than Go, alone", 170);
-  say(bar(WORSE), "worse than Go, alone", 165);
+  say(bar(BETTER), "better than Go", 130);
+  say(bar(WORSE), "worse than Go", 130);
   say(
     (x) => line([x + 6, y - LIMIT_HEIGHT / 2], [x + 6, y + LIMIT_HEIGHT / 2], TEXT, 2.5),
     "limit (bold: missed)",
     160,
   );
-  sizes.forEach((size, i) => say((x) => dot(x + 6, y, CROWD_COLOURS[i] ?? TEXT), `with ${size} alive`, 130));
+  for (const { colour, words } of dots) say((x) => dot(x + 6, y, colour), words, 130);
   return parts.join("\n");
 }
 

@@ -14,7 +14,7 @@ export interface Flags {
   readonly ours: string;
   readonly go: string;
   readonly wanted: Wanted;
-  /** Where the report is written to, and its picture; they are not, where this is undefined. */
+  /** The file for the report, and the folder for its pictures; they are not written where this is undefined. */
   readonly out: string | undefined;
   readonly svg: string | undefined;
 }
@@ -56,6 +56,6 @@ export function parseFlags(args: readonly string[]): Flags {
     go: flags.go,
     wanted: ({ name }) => pattern.test(name),
     out: flags.out ?? (isWhole ? `${HERE}/RESULTS.md` : undefined),
-    svg: flags.svg ?? (isWhole ? `${HERE}/results.svg` : undefined),
+    svg: flags.svg ?? (isWhole ? HERE : undefined),
   };
 }

@@ -2,12 +2,13 @@
  * Measures this project's shim, alone and in a host, and Debian's Go shim, in turn, all driven by the same client.
  *
  *     deno run -A tests/bench/main.ts [--quick] [--hosted] [--only PATTERN] [--rounds N] [--ours PATH] [--go PATH]
- *         [--out FILE] [--svg FILE] [--check]
+ *         [--out FILE] [--svg FOLDER] [--check]
  *
  * Prints tables of medians. The whole bench, which is that without --quick, --hosted, --only and --rounds, also writes them
- * to RESULTS.md and a picture to results.svg, beside this file; --out and --svg name others. --hosted leaves out what has
- * nothing to do with hosts. PATTERN is a regular expression that is looked for in the names of rows. With --check the exit
- * code is 1 when a row is so bad that it cannot be noise. It is 1 in any case when a row could not be measured.
+ * to RESULTS.md, and pictures to hosted.svg and alone.svg, beside this file; --out and --svg name another file and folder.
+ * --hosted leaves out what has nothing to do with hosts. PATTERN is a regular expression that is looked for in the names of
+ * rows. With --check the exit code is 1 when a row is so bad that it cannot be noise. It is 1 in any case when a row could
+ * not be measured.
  */
 
 import { folder } from "./folder.ts";
@@ -16,7 +17,7 @@ import { must } from "../e2e/command.ts";
 import { makeRootfs } from "../e2e/rootfs.ts";
 import { pause } from "../e2e/until.ts";
 import type { Competitor } from "./bench.ts";
-import { chart } from "./chart.ts";
+import { aloneChart, hostedChart } from "./chart.ts";
 import { adoptAll, ALONE, endAll, HOSTED } from "./children.ts";
 import { Daemon } from "./daemon.ts";
 import { parseFlags } from "./flags.ts";
@@ -31,6 +32,8 @@ import { failures } from "./verdict.ts";
 
 /** How long what is being measured may take to notice that it was interrupted, in ms. */
 const NOTICE_MS = 5_000;
+
+const PICTURES = { alone: "alone.svg", hosted: "hosted.svg" };
 
 /** Whether the bench was told to stop. */
 let interrupted = false;
@@ -88,11 +91,14 @@ async function main(): Promise<number> {
   const hostLines = results.hostLines();
   const lines = [...aloneLines, ...hostLines];
   const wrong = [...errors(lines), ...flags.check ? failures(lines) : []];
-  const picture = flags.svg?.replace(/.*\//, "");
-  const text = report({ results, extent: flags.extent, machine, picture, failures: wrong });
+  const pictures = flags.svg === undefined ? undefined : PICTURES;
+  const text = report({ results, extent: flags.extent, machine, pictures, failures: wrong });
   console.log(text);
   if (flags.out !== undefined) await Deno.writeTextFile(flags.out, `${text}\n`);
-  if (flags.svg !== undefined) await Deno.writeTextFile(flags.svg, chart(aloneLines, hostLines));
+  if (flags.svg !== undefined) {
+    if (!isOnly) await Deno.writeTextFile(`${flags.svg}/${PICTURES.alone}`, aloneChart(aloneLines));
+    await Deno.writeTextFile(`${flags.svg}/${PICTURES.hosted}`, hostedChart(hostLines));
+  }
   return wrong.length === 0 ? 0 : 1;
 }
 

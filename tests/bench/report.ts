@@ -8,14 +8,20 @@ import { hostTable, table } from "./table.ts";
 const MIB = 1 << 20;
 const LINE_WIDTH = 120;
 
+/** The pictures of a report. */
+export interface Pictures {
+  readonly alone: string;
+  readonly hosted: string;
+}
+
 /** What a report is made of. */
 export interface ReportOptions {
   readonly results: Results;
   readonly extent: Extent;
   /** A Markdown list. */
   readonly machine: string;
-  /** The picture's path from the report's; none where there is none. */
-  readonly picture: string | undefined;
+  /** The paths of the pictures from the report's; none where there are none. */
+  readonly pictures: Pictures | undefined;
   /** What went wrong. */
   readonly failures: readonly string[];
 }
@@ -42,7 +48,7 @@ function explanation({ rounds, warmUps, bytes, idleMs, idleAfterMs, work }: Exte
 }
 
 /** What was measured in a host, and how. */
-function hostSection(lines: readonly HostLine[]): string {
+function hostSection(lines: readonly HostLine[], pictures: Pictures | undefined): string {
   const paragraphs = [
     "The host is warm: it has another container, which does nothing, and has had others. Where it has to start, there was " +
     "none before; of Go's shim, and of ours alone, that is the same as ever. Memory is looked at " +
@@ -56,7 +62,11 @@ function hostSection(lines: readonly HostLine[]): string {
     "is the shim.",
     "× alone: the median in a host divided by that alone.",
   ];
-  return ["## In a host", ...paragraphs.map(wrap), hostTable(lines)].join("\n\n");
+  return ["## In a host", ...paragraphs.map(wrap), ...image(pictures?.hosted), hostTable(lines)].join("\n\n");
+}
+
+function image(path: string | undefined): string[] {
+  return path === undefined ? [] : [`![Our medians divided by Go's](${path})`];
 }
 
 /** Breaks a paragraph into lines. */
@@ -72,19 +82,21 @@ function wrap(paragraph: string): string {
 }
 
 /** The report, Markdown. */
-export function report({ results, extent, machine, picture, failures }: ReportOptions): string {
+export function report({ results, extent, machine, pictures, failures }: ReportOptions): string {
   const alone = extent.host.isOnly ? [] : results.alive;
-  const tables = alone.map((alive) =>
-    `## ${alive === 1 ? "Alone" : `With ${alive} alive`}\n\n${table(results.lines(alive))}`
-  );
   const hostLines = results.hostLines();
-  if (hostLines.length > 0) tables.splice(1, 0, hostSection(hostLines));
+  const sections = [
+    ...hostLines.length === 0 ? [] : [hostSection(hostLines, pictures)],
+    ...alone.map((alive) => {
+      const [head, picture] = alive === 1 ? ["By itself", image(pictures?.alone)] : [`With ${alive} alive`, []];
+      return [`## ${head}`, ...picture, table(results.lines(alive))].join("\n\n");
+    }),
+  ];
   return [
     "# This shim and Debian's Go shim",
     ...explanation(extent).map(wrap),
     machine,
-    ...picture === undefined ? [] : [`![Our medians divided by Go's](${picture})`],
-    ...tables,
+    ...sections,
     ...failures.length === 0 ? [] : ["## What went wrong", failures.map((each) => `- ${each}`).join("\n")],
   ].join("\n\n");
 }
