@@ -7,7 +7,7 @@ import { hostTarget, TARGETS } from "./targets.ts";
 
 /** Lengths are in pixels, as SVG has them. */
 const ROW_HEIGHT = 20;
-const LABEL_WIDTH = 310;
+const LABEL_WIDTH = 340;
 const PLOT_WIDTH = 560;
 const VALUE_WIDTH = 70;
 const MARGIN = 16;
@@ -26,6 +26,9 @@ const FAINT = "#d8d8d8";
 const CROWD_COLOURS = ["#f2b134", "#6b4fa0", "#4f9d69"];
 /** Of the dots of ours alone, beside a bar of ours in a host. */
 const ALONE_COLOUR = "#ffffff";
+
+/** Of a character of the axis, with what is to be free around a number; rather too much. */
+const CHARACTER_WIDTH = 7;
 
 /** Where the axis has numbers, as far as the rows reach. */
 const TICKS = [0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50];
@@ -144,13 +147,19 @@ class Axis {
   /** The lines of the numbers, and the numbers. */
   lines(top: number, bottom: number): string[] {
     const inside = TICKS.filter((each) => Math.log(each) > this.#least && Math.log(each) < this.#greatest);
-    return inside.flatMap((each) => {
+    let free = Infinity;
+    // From the right, so that it is the worst whose number is left out where two would overlap.
+    return inside.reverse().flatMap((each) => {
       const x = this.at(each);
       const [colour, width] = each === 1 ? [TEXT, 1.5] : [FAINT, 1];
-      return [
-        line([x, top], [x, bottom], colour, width),
-        text(x, bottom + 18, each < 1 ? `${1 / each}× worse` : each === 1 ? "equal" : `${each}×`, { anchor: "middle" }),
-      ];
+      const lines = [line([x, top], [x, bottom], colour, width)];
+      const words = each < 1 ? `${1 / each}× worse` : each === 1 ? "equal" : `${each}×`;
+      const half = words.length * CHARACTER_WIDTH / 2;
+      if (x + half <= free) {
+        lines.push(text(x, bottom + 18, words, { anchor: "middle" }));
+        free = x - half;
+      }
+      return lines;
     });
   }
 }
