@@ -51,7 +51,7 @@ export interface CrowdExtent {
   readonly callsAlone: boolean;
 }
 
-/** What RESULTS.md has: some three quarters of an hour. */
+/** What RESULTS.md has: half an hour or more. */
 export const FULL: Extent = {
   rounds: 10,
   warmUps: 2,

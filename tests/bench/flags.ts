@@ -52,10 +52,15 @@ export function parseFlags(args: readonly string[]): Flags {
   return {
     extent: { ...extent, rounds },
     check: flags.check,
-    ours: flags.ours,
-    go: flags.go,
+    ours: absolute(flags.ours),
+    go: absolute(flags.go),
     wanted: ({ name }) => pattern.test(name),
     out: flags.out ?? (isWhole ? `${HERE}/RESULTS.md` : undefined),
     svg: flags.svg ?? (isWhole ? HERE : undefined),
   };
+}
+
+/** What starts a shim has another working directory. */
+function absolute(path: string): string {
+  return path.startsWith("/") ? path : `${Deno.cwd()}/${path}`;
 }
