@@ -47,8 +47,8 @@ export const callStep: Step<Subject> = {
 /** Between two calls of somebody who calls now and then, in ms. */
 const PAUSE_MS = 5;
 
-/** Has a caller run when it wants to, whoever else wants the CPU: nice(1). */
-const FIRST = ["nice", "-n", "-20"];
+/** Of a caller that runs when it wants to, whoever else wants the CPU: nice(1). */
+export const FIRST_NICE = -20;
 
 /** Calls State now and then, on any CPU; p50 in µs. Where the caller comes first, it is the shim alone that may wait. */
 export async function stateLatency(
@@ -56,7 +56,7 @@ export async function stateLatency(
   { count, comesFirst }: { readonly count: number; readonly comesFirst: boolean },
 ): Promise<number> {
   const plan: CallPlan = { methods: ["State"], callers: [1], count, pauseMs: PAUSE_MS };
-  return (await callBy(comesFirst ? FIRST : [], subject, plan))[0]!;
+  return (await callBy(comesFirst ? ["nice", "-n", `${FIRST_NICE}`] : [], subject, plan))[0]!;
 }
 
 /** What {@linkcode CLIENT} is to call. */

@@ -59,7 +59,7 @@ interface Dot {
 /** The picture of the rows that have a ratio, of shims by themselves. */
 export function aloneChart(lines: readonly Line[]): string {
   const sizes = [...new Set(lines.map(({ alive }) => alive))].filter((size) => size !== 1).sort((a, b) => a - b);
-  const crowds = sizes.map((size, i) => ({ colour: CROWD_COLOURS[i] ?? TEXT, words: `with ${size} alive` }));
+  const crowds = sizes.map((size) => ({ colour: crowdColour(sizes, size), words: `with ${size} alive` }));
   return chart("A shim by itself, measured by Debian's Go shim", marksOf(lines, sizes), crowds);
 }
 
@@ -92,6 +92,10 @@ function factorOf({ moreIsBetter }: Row, quotient: number | undefined): number |
   return quotient === undefined || quotient <= 0 ? undefined : moreIsBetter ? quotient : 1 / quotient;
 }
 
+function crowdColour(sizes: readonly number[], size: number): string {
+  return CROWD_COLOURS[sizes.indexOf(size)] ?? TEXT;
+}
+
 function marksOf(lines: readonly Line[], sizes: readonly number[]): Mark[] {
   return lines.filter(({ alive }) => alive === 1).flatMap((line) => {
     const { row } = line;
@@ -99,9 +103,7 @@ function marksOf(lines: readonly Line[], sizes: readonly number[]): Mark[] {
     if (factor === undefined) return [];
     const dots = lines.filter((each) => each.row === row && each.alive !== 1).flatMap((each) => {
       const inCrowd = factorOf(row, ratio(each));
-      return inCrowd === undefined
-        ? []
-        : [{ factor: inCrowd, colour: CROWD_COLOURS[sizes.indexOf(each.alive)] ?? TEXT }];
+      return inCrowd === undefined ? [] : [{ factor: inCrowd, colour: crowdColour(sizes, each.alive) }];
     });
     const target = TARGETS.get(row);
     const limit = target?.of === "ratio" ? factorOf(row, target.limit) : undefined;

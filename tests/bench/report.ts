@@ -1,5 +1,6 @@
 /** The report: what was measured, on what, and what is to be thought of it. */
 
+import { FIRST_NICE } from "./calls.ts";
 import type { Extent } from "./extent.ts";
 import { SETTLE_MS } from "./memory.ts";
 import type { HostLine, Results } from "./results.ts";
@@ -58,8 +59,8 @@ function hostSection(lines: readonly HostLine[], pictures: Pictures | undefined)
     "shims, divided by the number of containers, which do nothing. CPU time is the holder's, and all of its host's.",
     "While others write, somebody calls State now and then, some ms after each answer; the writers' output is read as fast " +
     "as it comes. All CPUs are busy with it. A caller like any other process waits for its turn among those that read, " +
-    "which have the more to do the faster the shim is; one at nice -20 (Go's gets the same) does not, and what it waits for " +
-    "is the shim.",
+    `which have the more to do the faster the shim is; one at nice ${FIRST_NICE} (Go's gets the same) does not, and what ` +
+    "it waits for is the shim.",
     "× alone: the median in a host divided by that alone.",
   ];
   return ["## In a host", ...paragraphs.map(wrap), ...image(pictures?.hosted), hostTable(lines)].join("\n\n");
