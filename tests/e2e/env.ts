@@ -137,6 +137,24 @@ export function newPlace(): Place {
   }
 }
 
+/** What {@linkcode inModes} runs with a shim of another make, which knows one mode. */
+const MODE_OF_OTHERS: Way = "alone";
+
+/**
+ * Registers a test that runs in these modes, for the given reason: in the others it would run the same code once more. Another
+ * shim has one mode, and runs it in that, unless `isOnlyOurs`.
+ */
+export function inModes(
+  modes: readonly Way[],
+  reason: string,
+  name: string,
+  test: () => Promise<void>,
+  { isOnlyOurs = false } = {},
+): void {
+  if (reason === "") throw new Error(`why does ${name} not run in each mode?`);
+  if (IS_OURS ? modes.includes(WAY) : WAY === MODE_OF_OTHERS && !isOnlyOurs) Deno.test(name, test);
+}
+
 /** Registers a test that another shim fails, or that makes no sense for it, for the given reason. */
 export function onlyOurs(reason: string, name: string, test: () => Promise<void>): void {
   Deno.test({ name: IS_OURS ? name : `${name} [not with another shim: ${reason}]`, ignore: !IS_OURS, fn: test });
