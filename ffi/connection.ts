@@ -8,7 +8,7 @@
 import * as fds from "./fd.ts";
 import { Errno, errno, libc, SystemError } from "./libc.ts";
 import { Event, type Poller } from "./poll.ts";
-import { isListening, listenOn, MSG_NOSIGNAL, MSG_PEEK, peekFromStart } from "./socket.ts";
+import { isListening, listenOn, MSG_NOSIGNAL, MSG_PEEK, peekFromStart, unreadByPeer } from "./socket.ts";
 
 const c = libc({
   // ssize_t; but nothing as large as an i32 is asked for.
@@ -183,6 +183,11 @@ export class Connection {
       if (taken <= 0) return;
       left -= taken;
     }
+  }
+
+  /** How many of the bytes that have been written the peer has not read; 0 when the connection has been closed here. */
+  unread(): number {
+    return this.#open ? unreadByPeer(this.#fd) : 0;
   }
 
   /** Settled when the peer has closed its end, also where nothing is read or written; never, if this end is closed first. */

@@ -16,6 +16,7 @@ const c = libc({
   connect: [["i32", "buffer", "u32"], "i32"],
   accept4: [["i32", "pointer", "pointer", "i32"], "i32"],
   socketpair: [["i32", "i32", "i32", "buffer"], "i32"],
+  ioctl: [["i32", "u64", "buffer"], "i32"],
   geteuid: [[], "u32"],
   getegid: [[], "u32"],
 });
@@ -32,6 +33,8 @@ export const SOL_SOCKET = 1;
 export const MSG_PEEK = 2;
 /** send(2): EPIPE is enough, the signal would be everybody's. */
 export const MSG_NOSIGNAL = 0x4000;
+/** unix(7); the number is that of TIOCOUTQ, linux/sockios.h. */
+const SIOCOUTQ = 0x5411n;
 const SO_PEERCRED = 17;
 const SO_ACCEPTCONN = 30;
 const SO_PEEK_OFF = 42;
@@ -187,6 +190,18 @@ export function accept(listener: number): number | undefined {
 export function peekFromStart(fd: number): void {
   const value = new Uint8Array(4);
   check(c().setsockopt(fd, SOL_SOCKET, SO_PEEK_OFF, value, value.length), "setsockopt SO_PEEK_OFF of descriptor", fd);
+}
+
+/**
+ * How much memory the messages take that the peer of a stream socket has not read, in bytes; 0 when it has read all that was
+ * sent: SIOCOUTQ of unix(7).
+ *
+ * @throws {SystemError}
+ */
+export function unreadByPeer(fd: number): number {
+  const count = new Int32Array(1);
+  check(c().ioctl(fd, SIOCOUTQ, new Uint8Array(count.buffer)), "ioctl SIOCOUTQ of descriptor", fd);
+  return count[0]!;
 }
 
 /** Whether a descriptor is a Unix socket that listens. */

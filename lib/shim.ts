@@ -267,7 +267,7 @@ export class Shim {
         log: this.log,
         timer: this.#place.timer,
         found: (record) => this.#noteCrash(record),
-        serve: (fd, shelf, part, begun) => this.#serve(fd, shelf, part, begun),
+        serve: (fd, shelf, part, begun) => this.#serve(fd, shelf, { peer: peerCredentials(fd).pid, part, begun }),
         onSignal: (signal) => this.onSignal(signal),
         end: () => this.#end(),
       },
@@ -391,18 +391,26 @@ export class Shim {
       return shelf.release();
     }
     log.debug("connection accepted", { peer: peer.pid });
-    this.#serve(fd, shelf);
+    this.#serve(fd, shelf, { peer: peer.pid });
     // It may be a containerd that was away.
     this.#events.retry();
   }
 
-  #serve(fd: number, shelf: Shelf, part?: Part, begun: readonly BegunCall[] = []): void {
+  #serve(
+    fd: number,
+    shelf: Shelf,
+    { peer, part, begun = [] }: {
+      readonly peer: number;
+      readonly part?: Part | undefined;
+      readonly begun?: readonly BegunCall[];
+    },
+  ): void {
     const calls = this.#calls?.file;
     const { poller } = this.#place;
     const connection = new Connection(poller, fd, { peeks: calls !== undefined, close: () => shelf.release() });
     const conn = calls === undefined ? connection : new KeptConnection(connection, calls, shelf.slot, part);
     // What many have left behind would stay until a child is started.
-    this.#server.serveConnection(conn, { number: shelf.slot, begun }).then(this.#place.noteWork);
+    this.#server.serveConnection(conn, { number: shelf.slot, peer, begun }).then(this.#place.noteWork);
   }
 
   async #end(): Promise<void> {
@@ -460,6 +468,7 @@ export class Shim {
         runtimeRoot: options["runtime-root"],
         criu: options.criu,
         systemdCgroup: options["systemd-cgroup"],
+        containerd: options["containerd-binary"],
       },
       this.#events,
       this.#recorder,

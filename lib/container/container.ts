@@ -60,7 +60,7 @@ export class Container {
   }
 
   /** What another process needs to go on with it. */
-  get record(): ContainerRecord {
+  get record(): Omit<ContainerRecord, "exits" | "starting"> {
     return {
       runtime: this.#runc.program,
       isCreated: this.#isCreated,
@@ -124,9 +124,14 @@ export class Container {
     throw new StatusError(Code.NOT_FOUND, `process ${id} does not exist`);
   }
 
+  /** The processes that were added to it. */
+  get execs(): Exec[] {
+    return [...this.#execs.values()];
+  }
+
   /** All its processes, init first. */
   get processes(): Process[] {
-    return [this.init, ...this.#execs.values()];
+    return [this.init, ...this.execs];
   }
 
   /**

@@ -41,6 +41,10 @@ export class KeptConnection implements Conn {
     return this.#connection.gone;
   }
 
+  unread(): number {
+    return this.#connection.unread();
+  }
+
   take(count: number): void {
     this.#connection.take(count);
   }

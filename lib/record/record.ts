@@ -9,8 +9,13 @@ import { count, flag, json, list, maybe, object, type Of, text, time, word } fro
 
 /** The name of the file, in the bundle. */
 export const RECORD_FILE = "shim.state";
-/** Tells what the file has in it; one of another version is not read. */
-export const RECORD_VERSION = 1;
+/** Tells what the file has in it: the version that is written. */
+export const RECORD_VERSION = 2;
+
+/** Whether a file of this version can be read: version 1 lacks what may be missing in version 2. */
+export function canReadVersion(version: number | undefined): boolean {
+  return version === 1 || version === RECORD_VERSION;
+}
 
 const stdio = object({ stdin: text, stdout: text, stderr: text, terminal: flag });
 
@@ -82,6 +87,10 @@ const container = object({
   mounts: list(object({ type: text, source: text, options: list(text) })),
   init,
   execs: list(exec),
+  /** Exits that containerd is to be told of later; none in version 1. */
+  exits: maybe(list(object({ id: text, pid: count, status: count, at: time }))),
+  /** Processes whose start containerd may not have told of yet, and when that was called; none in version 1. */
+  starting: maybe(list(object({ id: text, at: time }))),
 });
 
 const command = object({
@@ -206,8 +215,8 @@ export function versionOf(written: string): number | undefined {
 export function decodeRecord(written: string): ShimRecord {
   const [, version, length, sum, body] = /^containerd-shim (\d+) (\d+) ([0-9a-f]+)\n([^]*)\n$/.exec(written) ?? [];
   if (version === undefined) throw new Error("it is not whole");
-  if (Number(version) !== RECORD_VERSION) {
-    throw new Error(`it is of version ${version}, and this shim reads version ${RECORD_VERSION}`);
+  if (!canReadVersion(Number(version))) {
+    throw new Error(`it is of version ${version}, and this shim reads versions up to ${RECORD_VERSION}`);
   }
   if (body!.length !== Number(length) || checksum(body!) !== sum) throw new Error("it is not what was written");
   return record(JSON.parse(body!), "the record");

@@ -7,10 +7,10 @@ import type { Journal } from "../ttrpc/server.ts";
 import type { CallFile } from "./calls.ts";
 import {
   type AnswerRecord,
+  canReadVersion,
   decodeRecord,
   encodeRecord,
   RECORD_FILE,
-  RECORD_VERSION,
   type ShimRecord,
   versionOf,
 } from "./record.ts";
@@ -147,7 +147,7 @@ export class Recorder implements Journal {
 /** Whether this build can go on with what has been written down in a folder, as far as its version tells. */
 export function canRead(folder: string): boolean {
   try {
-    return versionOf(Deno.readTextFileSync(`${folder}/${RECORD_FILE}`)) === RECORD_VERSION;
+    return canReadVersion(versionOf(Deno.readTextFileSync(`${folder}/${RECORD_FILE}`)));
   } catch (error) {
     return error instanceof Deno.errors.NotFound;
   }

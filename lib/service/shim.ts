@@ -20,6 +20,7 @@ import type { AnswerRecord, ContainerRecord } from "../record/record.ts";
 import { Runc } from "../runtime/runc.ts";
 import type { Call, Handler } from "../ttrpc/server.ts";
 import { Code, StatusError } from "../ttrpc/status.ts";
+import { ExitOrder, type PendingExit } from "./exit_order.ts";
 import type { Loaded } from "./lazy.ts";
 import { type Any, criuOptionsOf, decode, jsonOf, optionsOf, requireId, stdioOf, type Type } from "./requests.ts";
 
@@ -41,6 +42,8 @@ export interface ServiceConfig {
   readonly criu: string;
   /** The flag -systemd-cgroup. */
   readonly systemdCgroup: boolean;
+  /** The flag -containerd-binary. */
+  readonly containerd: string;
 }
 
 /**
@@ -78,6 +81,7 @@ export class ShimService implements Loaded {
   readonly #context: Context;
   readonly #config: ServiceConfig;
   readonly #events: EventQueue;
+  readonly #order: ExitOrder;
   /** The container, from its creation to its deletion. */
   #container: Container | undefined;
   /** Its creation, while that goes on. */
@@ -92,6 +96,12 @@ export class ShimService implements Loaded {
     this.#committer = committer;
     this.#config = config;
     this.#events = events;
+    this.#order = new ExitOrder({
+      timer: context.timer,
+      hasRunningExec: () => this.#container?.execs.some(({ pid, exit }) => pid !== 0 && exit === undefined) === true,
+      isContainerd: (pid) => isProgram(pid, config.containerd),
+      publish: (exit) => this.#publishExit(exit),
+    });
     this.methods = this.#methods();
   }
 
@@ -100,7 +110,14 @@ export class ShimService implements Loaded {
   }
 
   get record(): ContainerRecord | undefined {
-    return (this.#container ?? this.#unmade)?.record;
+    const record = (this.#container ?? this.#unmade)?.record;
+    if (record === undefined) return undefined;
+    const { exits, starting } = this.#order.record;
+    return {
+      ...record,
+      exits: exits.map(({ id, pid, status, at }) => ({ id, pid, status, at: at.getTime() })),
+      starting: starting.map(({ id, at }) => ({ id, at: at.getTime() })),
+    };
   }
 
   restore(record: ContainerRecord): void {
@@ -108,6 +125,11 @@ export class ShimService implements Loaded {
     const container = Container.restore(this.#context, record, runc, this.#onExit);
     if (record.isCreated) this.#container = container;
     else this.#unmade = container;
+    const { init: { id: containerId }, exits = [], starting = [] } = record;
+    this.#order.restore({
+      exits: exits.map(({ at, ...exit }) => ({ ...exit, containerId, at: new Date(at) })),
+      starting: starting.map(({ id, at }) => ({ id, at: new Date(at) })),
+    });
   }
 
   async salvage(): Promise<void> {
@@ -133,6 +155,7 @@ export class ShimService implements Loaded {
         streams: { slot: INIT_SLOT, folder: undefined, loggers: [] },
       },
       execs: [],
+      ...{ exits: undefined, starting: undefined },
     });
   }
 
@@ -148,6 +171,7 @@ export class ShimService implements Loaded {
   }
 
   abandon(isHandedOver: boolean): void {
+    this.#order.stop();
     const container = this.#container ?? this.#unmade;
     for (const process of container?.processes ?? []) process.abandon(isHandedOver);
   }
@@ -191,7 +215,10 @@ export class ShimService implements Loaded {
     return new Map([
       ["State", method(v1.StateRequest, v1.StateResponse, ({ id }) => this.#state(id))],
       ["Create", this.#change(v1.CreateTaskRequest, v1.CreateTaskResponse, (request) => this.#create(request))],
-      ["Start", this.#change(v1.StartRequest, v1.StartResponse, ({ id }) => this.#start(id), ({ id }) => id)],
+      [
+        "Start",
+        this.#change(v1.StartRequest, v1.StartResponse, ({ id }, call) => this.#start(id, call), ({ id }) => id),
+      ],
       ["Delete", this.#change(Empty, v1.DeleteResponse, () => this.#delete())],
       [
         "DeleteProcess",
@@ -225,7 +252,7 @@ export class ShimService implements Loaded {
   #change<Request, Response>(
     request: Type<Request>,
     response: Encoder<Response>,
-    make: (request: Request) => Promise<Change<Response>>,
+    make: (request: Request, call: Call) => Promise<Change<Response>>,
     idOf: (request: Request) => string = () => "",
   ): Handler {
     const { commands } = this.#context;
@@ -237,7 +264,7 @@ export class ShimService implements Loaded {
       if (found !== undefined) return payloadOf(found);
       const scope = this.#scopeOf(idOf(decoded));
       try {
-        const { response: made, last } = await make(decoded);
+        const { response: made, last } = await make(decoded, call);
         const answer = response.encode(made).finish();
         commands.settle(scope);
         this.#commit(call, { payload: answer.toBase64(), code: Code.OK, message: "" });
@@ -274,6 +301,7 @@ export class ShimService implements Loaded {
 
   #state(id: string): containerd.runtime.linux.shim.v1.StateResponse.$Properties {
     const process = this.#process(id);
+    this.#order.prove(id);
     const { stdin, stdout, stderr, terminal } = process.stdio;
     return {
       id,
@@ -348,19 +376,21 @@ export class ShimService implements Loaded {
     });
   }
 
-  readonly #onExit = (process: Process, exit: ProcessExit) => this.#publishExit(process, exit);
+  readonly #onExit = ({ containerId, id, pid }: Process, { status, at }: ProcessExit) =>
+    this.#order.exited({ containerId, id, pid, status, at });
 
-  async #start(id: string) {
+  async #start(id: string, call: Call) {
     const process = this.#process(id);
     const room = this.#events.room();
     if (room !== undefined) await within(this.#context.timer, EVENT_TIMEOUT_MS, room);
-    await process.start();
+    await this.#order.starting(id, call, () => process.start());
     return { response: { id, pid: process.pid } };
   }
 
   async #delete() {
     const { init } = this.#created();
     await init.delete();
+    this.#order.flush();
     this.#container = undefined;
     return {
       response: { pid: init.pid, ...exitOf(init.exit) },
@@ -374,6 +404,7 @@ export class ShimService implements Loaded {
       throw new StatusError(Code.INVALID_ARGUMENT, "cannot delete init process with DeleteProcess");
     }
     this.#process(id);
+    this.#order.prove(id);
     const exec = await this.#container!.deleteExec(id);
     return { response: { pid: exec.pid, ...exitOf(exec.exit) } };
   }
@@ -439,18 +470,18 @@ export class ShimService implements Loaded {
     return exit instanceof Promise ? exit.then(exitOf) : exitOf(exit);
   }
 
-  #publishExit(process: Process, exit: ProcessExit): void {
+  #publishExit({ containerId, id, pid, status, at }: PendingExit): void {
     this.#events.push({
       at: new Date(),
       namespace: this.#config.namespace,
       topic: "/tasks/exit",
       type: "containerd.events.TaskExit",
       value: containerd.events.TaskExit.encode({
-        containerId: process.containerId,
-        id: process.id,
-        pid: process.pid,
-        exitStatus: exit.status,
-        exitedAt: timestamp(exit.at),
+        containerId,
+        id,
+        pid,
+        exitStatus: status,
+        exitedAt: timestamp(at),
       }).finish(),
     });
   }
@@ -465,6 +496,16 @@ const STATUS: Readonly<Record<State, containerd.v1.types.Status>> = {
   stopped: Status.STOPPED,
   deleted: Status.STOPPED,
 };
+
+/** Whether a process runs a program, by the path of its executable: proc_pid_exe(5). */
+function isProgram(pid: number, path: string): boolean {
+  try {
+    // It may have been replaced since.
+    return Deno.readLinkSync(`/proc/${pid}/exe`).replace(/ \(deleted\)$/, "") === path;
+  } catch {
+    return false;
+  }
+}
 
 /** What a call gives back that has nothing to say. */
 async function done(promise: Promise<void>): Promise<Change<google.protobuf.Empty>> {

@@ -35,6 +35,8 @@ const EMPTY = new Uint8Array(0);
 export interface Conn extends Pick<Deno.Conn, "read" | "write" | "close"> {
   /** Settled when the peer has closed its end, where that can be told without reading or writing. */
   readonly gone?: Promise<void>;
+  /** How many of the bytes that have been written the peer has not read, where that can be told. */
+  unread?(): number;
   /** Told of so many bytes, the first of those that have been read, that they have been dealt with. */
   take?(count: number): void;
   /** Given more of a frame of so many bytes, or less, which is to be kept until {@link endPart}, and is taken then. */

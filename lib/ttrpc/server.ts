@@ -42,6 +42,12 @@ export interface Call {
   readonly signal: AbortSignal;
   /** What the journal knows it by, from when its handler has returned a promise. */
   readonly id: number | undefined;
+  /** The pid of the peer, as {@linkcode ConnectionOptions.peer} has it. */
+  readonly peer: number | undefined;
+  /** Settled when its answer has been written, or its connection is closed. */
+  readonly answered: Promise<void>;
+  /** Whether the peer has yet to read something that it has been sent, where that can be told. */
+  isUnread(): boolean;
 }
 
 /** A call whose handler has not ended. */
@@ -100,6 +106,8 @@ export interface BegunCall {
 export interface ConnectionOptions {
   /** What the journal knows the connection by. */
   readonly number?: number;
+  /** The pid of its peer, for handlers. */
+  readonly peer?: number | undefined;
   /** In the order in which they have come. */
   readonly begun?: readonly BegunCall[];
 }
@@ -179,7 +187,7 @@ export class Server {
       conn.close();
       return;
     }
-    const connection = new Connection(conn, this.#shared, options.number);
+    const connection = new Connection(conn, this.#shared, options);
     this.#connections.add(connection);
     for (const each of options.begun ?? []) connection.goOn(each);
     await connection.serve();
@@ -254,6 +262,8 @@ class ServerCall implements CallInFlight {
   id: number | undefined;
   ended: Promise<void> | undefined;
   deadline: Deadline | undefined;
+  #answered: PromiseWithResolvers<void> | undefined;
+  readonly #connection: Pick<Connection, "peer" | "isUnread">;
   #controller: AbortController | undefined;
   #abortReason: StatusError | undefined;
 
@@ -261,8 +271,28 @@ class ServerCall implements CallInFlight {
     readonly service: string,
     readonly method: string,
     readonly stream: number,
+    connection: Pick<Connection, "peer" | "isUnread">,
     readonly startedAt: number = performance.now(),
-  ) {}
+  ) {
+    this.#connection = connection;
+  }
+
+  get peer(): number | undefined {
+    return this.#connection.peer;
+  }
+
+  get answered(): Promise<void> {
+    return (this.#answered ??= Promise.withResolvers()).promise;
+  }
+
+  isUnread(): boolean {
+    return this.#connection.isUnread();
+  }
+
+  /** Settles {@linkcode answered}, where somebody has asked for it, when all that is queued by then has been written. */
+  settleAnswered(writer: Pick<FrameWriter, "unsentAtMost">): void {
+    if (this.#answered !== undefined) writer.unsentAtMost(0).then(this.#answered.resolve);
+  }
 
   get signal(): AbortSignal {
     if (!this.#controller) {
@@ -293,13 +323,15 @@ class Connection implements FrameSink {
   stopped = false;
 
   readonly #number: number;
+  readonly peer: number | undefined;
   /** What another process has begun with, by stream: its request may come once more. */
   readonly #begun = new Map<number, Uint8Array>();
 
-  constructor(conn: Conn, shared: Shared, number = 0) {
+  constructor(conn: Conn, shared: Shared, { number = 0, peer }: ConnectionOptions = {}) {
     this.#conn = conn;
     this.#shared = shared;
     this.#number = number;
+    this.peer = peer;
     this.#writer = new FrameWriter(conn, (error) => this.#fail(error));
   }
 
@@ -315,6 +347,10 @@ class Connection implements FrameSink {
 
   stopReading(): void {
     this.stopped = true;
+  }
+
+  isUnread(): boolean {
+    return !this.#ended && (this.#conn.unread?.() ?? 0) > 0;
   }
 
   flushed(): Promise<void> {
@@ -348,7 +384,7 @@ class Connection implements FrameSink {
   /** Goes on with a call that another process has begun with. */
   goOn({ id, stream, request, startedAt, isAnswered, refusal: refusalOf }: BegunCall): void {
     const { service, method, payload, timeoutNano } = ttrpc.Request.decode(request);
-    const call = new ServerCall(service, method, stream, startedAt);
+    const call = new ServerCall(service, method, stream, this, startedAt);
     call.id = id;
     if (!isAnswered) this.#begun.set(stream, request);
     const handler = this.#shared.services.get(service)?.get(method);
@@ -412,7 +448,7 @@ class Connection implements FrameSink {
       return this.#refuse(stream, Code.RESOURCE_EXHAUSTED, message);
     }
 
-    const call = new ServerCall(service, method, stream);
+    const call = new ServerCall(service, method, stream, this);
     let result: Uint8Array | Promise<Uint8Array>;
     try {
       result = handler(request.payload, call);
@@ -457,6 +493,7 @@ class Connection implements FrameSink {
     this.#running--;
     this.#shared.calls.delete(call);
     this.#note(call, "end");
+    call.settleAnswered(this.#writer);
     this.#endIfIdle();
   }
 

@@ -9,6 +9,11 @@ import { PATIENCE_MS, until } from "./until.ts";
 export class Exits {
   readonly #told = new Map<string, number[]>();
   readonly #expected = new Map<string, number>();
+  readonly #started = new Set<string>();
+  /** Processes whose exit has been told before their start. */
+  readonly beforeStart: string[] = [];
+  /** Containers whose exit has been told before that of one of their execs. */
+  readonly beforeExecs: string[] = [];
   /** The line that has begun. */
   #rest = "";
   #lines = 0;
@@ -29,9 +34,16 @@ export class Exits {
     this.#rest = lines.pop()!;
     this.#lines += lines.length;
     for (const line of lines) {
-      if (!line.includes(" /tasks/exit ")) continue;
-      const { container_id, id, exit_status = 0 } = JSON.parse(line.slice(line.indexOf("{")));
+      const topic = / (\/tasks\/(?:start|exec-started|exit)) /.exec(line)?.[1];
+      if (topic === undefined) continue;
+      const { container_id, exec_id = container_id, id, exit_status = 0 } = JSON.parse(line.slice(line.indexOf("{")));
+      if (topic !== "/tasks/exit") {
+        this.#started.add(nameOf(container_id, exec_id));
+        continue;
+      }
       const name = nameOf(container_id, id);
+      if (!this.#started.has(name)) this.beforeStart.push(name);
+      if (id !== container_id && this.#told.has(container_id)) this.beforeExecs.push(container_id);
       this.#told.set(name, [...this.#told.get(name) ?? [], exit_status]);
     }
   }
