@@ -41,6 +41,8 @@ const EPOLLET = 0x8000_0000;
 /** struct epoll_event is packed on x86-64 (12 bytes), not elsewhere. */
 const EVENT_SIZE = Deno.build.arch === "x86_64" ? 12 : 16;
 const DATA_OFFSET = EVENT_SIZE - 8;
+/** What a word of an event's data can count: its data has two. */
+const U32 = 2 ** 32;
 /** Events taken from the kernel at once. */
 const BATCH = 64;
 /**
@@ -98,8 +100,11 @@ export class Poller {
   readonly #later: (() => void)[] = [];
   /** Whether it has had no turn the last time, for others' sake. */
   #stoodBack = false;
-  /** Tells a descriptor's events from those of an earlier one of the same number. */
-  #serial = 0;
+  /**
+   * Tells a descriptor's events from those of an earlier one of the same number. It begins just below 2^32, so that whatever
+   * is wrong with larger numbers shows in each process at once, and not after years.
+   */
+  #serial = U32 - 16;
 
   private constructor(epoll: number, waker: Deno.Conn, byte: number) {
     this.#epoll = epoll;
@@ -210,7 +215,8 @@ export class Poller {
     const event = new Uint8Array(EVENT_SIZE);
     const view = new DataView(event.buffer);
     view.setUint32(0, (events | EPOLLET) >>> 0, true);
-    view.setUint32(DATA_OFFSET, serial, true);
+    view.setUint32(DATA_OFFSET, serial % U32, true);
+    view.setUint32(DATA_OFFSET + 4, Math.floor(serial / U32), true);
     check(c().epoll_ctl(epoll, operation, fd, event), "epoll_ctl of descriptor", fd);
   }
 
@@ -307,6 +313,7 @@ class Batch {
   }
 
   serial(i: number): number {
-    return this.#view.getUint32(i * EVENT_SIZE + DATA_OFFSET, true);
+    const at = i * EVENT_SIZE + DATA_OFFSET;
+    return this.#view.getUint32(at, true) + this.#view.getUint32(at + 4, true) * U32;
   }
 }

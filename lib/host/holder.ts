@@ -259,7 +259,7 @@ export class Holder implements Parent {
     let failure: { readonly error: unknown } | undefined;
     for (let message = this.#next(); message !== undefined; message = this.#next()) {
       try {
-        this.#received(decode(message.bytes), message.descriptors);
+        this.#received(decoded(message), message.descriptors);
       } catch (error) {
         // One message's trouble is not that of the next.
         failure ??= { error };
@@ -314,6 +314,16 @@ export class Holder implements Parent {
       resolve();
     }
     this.#startNext();
+  }
+}
+
+/** @throws {Error} when it is nothing that a holder sends; what came with it is closed then */
+function decoded({ bytes, descriptors }: Message): FromHolder {
+  try {
+    return decode(bytes);
+  } catch (error) {
+    descriptors.forEach(fds.close);
+    throw error;
   }
 }
 
