@@ -20,6 +20,7 @@ const S_IFDIR = 0o040000;
 const S_IFREG = 0o100000;
 const S_IFCHR = 0o020000;
 const S_IFSOCK = 0o140000;
+const S_IFLNK = 0o120000;
 
 /** A file, as far as anyone here wants to know. */
 export interface Stat {
@@ -33,6 +34,8 @@ export interface Stat {
   readonly isCharacterDevice: boolean;
   /** Of any family. */
   readonly isSocket: boolean;
+  /** One that has not been followed: of a descriptor of O_PATH. */
+  readonly isSymbolicLink: boolean;
   /** In bytes. */
   readonly size: number;
 }
@@ -71,6 +74,7 @@ function decode(buffer: Uint8Array<ArrayBuffer>): Stat {
     isFile: type === S_IFREG,
     isCharacterDevice: type === S_IFCHR,
     isSocket: type === S_IFSOCK,
+    isSymbolicLink: type === S_IFLNK,
     size: Number(view.getBigUint64(SIZE_OFFSET, true)),
   };
 }

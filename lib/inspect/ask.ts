@@ -1,5 +1,8 @@
 /** Asks a shim what it is doing, of whatever make it is: nothing that is asked changes anything. */
 
+import { close, O, open } from "../../ffi/fd.ts";
+import { Errno, SystemError } from "../../ffi/libc.ts";
+import { statDescriptor } from "../../ffi/stat.ts";
 import { type Description, description } from "../description.ts";
 import { messageOf } from "../errors.ts";
 import { INSPECT_METHOD, INSPECT_SERVICE, WHOLE } from "../service/inspection.ts";
@@ -108,11 +111,44 @@ export async function ask(shim: Found, options: AskOptions): Promise<Answer> {
 async function connect(addresses: readonly string[]): Promise<Client> {
   const [address, ...others] = addresses as [string, ...string[]];
   try {
-    return new Client(await Deno.connect({ transport: "unix", path: address }));
+    const foreign = FOREIGN.exec(address);
+    if (foreign === null) return new Client(await Deno.connect({ transport: "unix", path: address }));
+    const socket = openBelow(foreign[1]!, foreign[2]!);
+    try {
+      return new Client(await Deno.connect({ transport: "unix", path: `/proc/self/fd/${socket}` }));
+    } finally {
+      close(socket);
+    }
   } catch (error) {
     if (others.length > 0) return await connect(others);
     throw new Error(`cannot connect to ${address.replace("\0", "@")}: ${messageOf(error)}`);
   }
+}
+
+/** A path that another process has given: the folder that it is below, and the rest. */
+const FOREIGN = /^(\/proc\/\d+\/(?:root|cwd))\/(.*)$/s;
+
+/**
+ * Opens what is below a folder of another process, following no symbolic link: it would lead to where that process has no
+ * access. The descriptor is one of O_PATH, and the caller's.
+ *
+ * @throws {SystemError} ELOOP where there is a link
+ */
+function openBelow(folder: string, path: string): number {
+  let fd = open(folder, O.PATH | O.DIRECTORY);
+  for (const name of path.split("/").filter((each) => each !== "" && each !== ".")) {
+    const above = fd;
+    try {
+      if (name === "..") throw new SystemError("open", Errno.ELOOP, path);
+      fd = open(`/proc/self/fd/${above}/${name}`, O.PATH | O.NOFOLLOW);
+    } finally {
+      close(above);
+    }
+    if (!statDescriptor(fd).isSymbolicLink) continue;
+    close(fd);
+    throw new SystemError("open", Errno.ELOOP, path);
+  }
+  return fd;
 }
 
 async function answerOf(client: Client, shim: Found, options: AskOptions): Promise<Answer> {

@@ -1,6 +1,6 @@
 /** Which shims of runtime v1 run on this node, of whatever make: by what /proc tells of their processes. */
 
-import { argumentsOf } from "../../ffi/process.ts";
+import { argumentsOf, parentOf } from "../../ffi/process.ts";
 import { FLAGS, type Options, parse } from "../cli.ts";
 import { descriptorsOf, lifeOf, linkOf, type Listeners, listenersSeenBy, pids, userOf } from "./proc.ts";
 
@@ -88,9 +88,14 @@ export function findShims(): Node {
     .filter(({ bundle }) => contentOf(`${bundle}/${ADDRESS_FILE}`) !== undefined);
   const shims = [...found.values()].toSorted((a, b) => a.startedAt - b.startedAt || a.pid - b.pid);
   // A child that is not another program yet looks like the shim itself.
+  // A process of a container's may look like a shim: a shim is above it.
+  const isOfContainer = ({ pid }: Found) => {
+    for (let parent = parentOf(pid); parent; parent = parentOf(parent)) if (found.has(parent)) return true;
+    return false;
+  };
   const isFirst = ({ socket }: { socket: string | undefined }, i: number) =>
     socket === undefined || shims.findIndex((each) => each.socket === socket) === i;
-  return { shims: shims.filter(isFirst), dead };
+  return { shims: shims.filter((each, i) => isFirst(each, i) && !isOfContainer(each)), dead };
 }
 
 /** What a shim has been started with; undefined for what is none. */

@@ -3,7 +3,7 @@
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { forAll } from "./at_a_time.ts";
 import { run, type Running, start } from "./command.ts";
-import { type Form, onlyOurs, onlyOursInEachForm, OUR_EXECUTABLE } from "./env.ts";
+import { type Form, inModes, onlyOurs, onlyOursInEachForm, OUR_EXECUTABLE } from "./env.ts";
 import { type Containerd, withContainerd } from "./harness.ts";
 import {
   ALONE,
@@ -413,4 +413,70 @@ onlyOurs(
     for (const flag of ["json", "namespace", "timeout", "watch"]) assertStringIncludes(help.stderr, `\n  -${flag}`);
     assertEquals(await inspectAll("no-such-namespace"), { code: 0, reports: [] });
   },
+);
+
+/** Looks like a shim that listens, by a name that is a link to another's socket by now; says when it does. */
+const IMPOSTOR = `
+  use Socket;
+  my ($name, $target, $ready) = splice @ARGV, 0, 3;
+  socket my $socket, AF_UNIX, SOCK_STREAM, 0 or die "socket: $!";
+  bind $socket, pack_sockaddr_un($name) and listen $socket, 1 or die "$name: $!";
+  unlink $name and symlink $target, $name or die "$name: $!";
+  open my $file, '>', $ready or die "$ready: $!";
+  sleep 1000;
+`;
+
+inModes(
+  ["alone"],
+  "it asks no shim that lives in a mode",
+  "inspect follows no link that another process has made",
+  () =>
+    withShim({}, async (shim) => {
+      // In a mount namespace of its own, as a container's processes are.
+      const [folder, ready] = [`${shim.folder}/impostor`, `${shim.folder}/ready`];
+      await Deno.mkdir(folder);
+      await using sink = new AsyncDisposableStack();
+      let connections = 0;
+      const listener = Deno.listen({ transport: "unix", path: `${shim.folder}/target` });
+      sink.defer(() => listener.close());
+      (async () => {
+        for await (const conn of listener) {
+          connections++;
+          conn.close();
+        }
+      })();
+      const flags = ["-namespace", "impostor", "-workdir", "/w/fake", "-address", "/a"];
+      const perl = ["perl", "-e", IMPOSTOR, `${folder}/s`, `${shim.folder}/target`, ready, ...flags];
+      const impostor = new Deno.Command("unshare", { args: ["--mount", ...perl], stdin: "null" }).spawn();
+      sink.defer(async () => {
+        impostor.kill("SIGKILL");
+        await impostor.status;
+      });
+      await until("it listens", () => Deno.statSync(ready).isFile);
+      const { code, reports } = await inspectAll("impostor");
+      assertEquals([code, reports.length, reports[0]?.id, reports[0]?.state], [1, 1, "fake", "no answer"]);
+      assertMatch(reports[0]!.error!, /too many levels of symbolic links/);
+      assertEquals(connections, 0);
+    }),
+  { isOnlyOurs: true },
+);
+
+inModes(
+  ["hosted", "alone"],
+  "whose child a container is",
+  "inspect shows no shim that a process of a container makes up",
+  () =>
+    withShim({ mountedRoot: true, args: ["sleep", "1000"] }, async (shim) => {
+      // The machine's programs, for one that can listen.
+      await shim.run({}, { rootfs: [{ type: "bind", source: "/", options: ["rbind", "ro"] }] });
+      const flags = ["-namespace", shim.namespace, "-workdir", "/w/fake", "-address", "/a"];
+      const args = ["/usr/bin/perl", "-e", IMPOSTOR, "/dev/s", "/dev/null", "/dev/ready", ...flags];
+      await shim.exec("e", args);
+      const pid = await shim.startProcess("e");
+      await until("it listens", () => Deno.statSync(`/proc/${pid}/root/dev/ready`).isFile);
+      const { reports } = await inspectAll(shim.namespace);
+      assertEquals(reports.map(({ shimPid }) => shimPid), [shim.pid]);
+      await endContainer(shim);
+    }),
+  { isOnlyOurs: true },
 );
