@@ -86,22 +86,22 @@ test-1.7: all
 	CONTAINERD=$(CONTAINERD_1_7) CONTAINERD_VERSION=1.7. $(DENO) task test tests/e2e
 
 demo: bin/containerd-shim
-	sh tests/setup.sh
+	sh tests/setup.sh --without-docker
 	$(DENO) task demo
 
 # For example: make bench BENCH=--quick
 bench: bin/containerd-shim
-	sh tests/setup.sh
+	sh tests/setup.sh --without-docker
 	$(DENO) task bench $(BENCH)
 
 # For example: make fuzz FUZZ="--seed 1 --cases 5000 --way hosted"
 fuzz: bin/containerd-shim
-	sh tests/setup.sh
+	sh tests/setup.sh --without-docker
 	$(DENO) task fuzz $(FUZZ)
 
 # Twenty minutes, or for example: make soak SOAK="--seconds 300"
 soak: bin/containerd-shim
-	sh tests/setup.sh
+	sh tests/setup.sh --without-docker
 	$(DENO) task soak $(SOAK)
 
 # What is there is installed, without anything that built it.

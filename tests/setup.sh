@@ -1,6 +1,10 @@
 #!/bin/sh
 # Installs what the tests and the demonstration run: containerd, OCI runtimes, and something for containers to run.
 # Says nothing when all of it is there, and starts no service.
+#
+#     setup.sh [--without-docker]
+#
+# Docker is for tests alone.
 set -eu
 
 missing=
@@ -24,8 +28,17 @@ wants mount mount umount
 wants e2fsprogs mke2fs
 wants fuse-overlayfs fuse-overlayfs
 wants fuse3 mount.fuse3
+# has PACKAGE: for a program that another package, or no package, may have in another make
+has() {
+	[ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ] || missing="$missing $1"
+}
 # The package named busybox has a program of the same name that does not run in an empty folder.
-[ "$(dpkg-query -W -f '${db:Status-Status}' busybox-static 2>/dev/null)" = installed ] || missing="$missing busybox-static"
+has busybox-static
+# The Docker of a later Debian, and of Ubuntu, has no runtime v1. `docker top` runs ps.
+if [ "${1-}" != --without-docker ] && grep -q '^VERSION_CODENAME=bookworm$' /etc/os-release; then
+	has docker.io
+	wants procps ps
+fi
 [ -n "$missing" ] || exit 0
 
 if [ "$(id -u)" -ne 0 ]; then
@@ -56,3 +69,8 @@ if ! { apt-get -q update && apt-get -q -y install --no-install-recommends $missi
 	cat "$log" >&2
 	exit 1
 fi
+# Nor does it start at the next boot, where it would change the machine's network.
+case $missing in *docker.io*)
+	! command -v systemctl >/dev/null || systemctl --quiet disable docker.service docker.socket >/dev/null 2>&1 || :
+	;;
+esac
