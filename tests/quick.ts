@@ -42,6 +42,7 @@ export const CHOICES: Readonly<Record<string, Choice>> = {
   "shim_rootfs_test.ts": { ways: ["alone"] },
   // Of what takes a second for each of many cases, some.
   "deadline_test.ts": { names: ["Start whose runtime hangs", "Delete whose runtime hangs"] },
+  "docker_test.ts": { names: ["docker run prints", "docker stop ends", "12 short containers"] },
   "execs_test.ts": { names: ["twenty execs at once"] },
   "fault_events_test.ts": { names: ["a containerd that closes each connection at once", "events are told by ttrpc"] },
   "fault_runtime_test.ts": {

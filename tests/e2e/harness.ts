@@ -81,15 +81,19 @@ export async function withContainerd(
     await test(containerd);
     await containerd.expectNothingLeft();
   } catch (error) {
-    const log = containerd.log().split("\n").filter((line) => !line.includes("loading plugin")).slice(-LOG_SHOWN);
-    throw withEvidence(error, `The log of ${containerd.folder}'s containerd ends`, log.join("\n"));
+    throw withEvidence(error, `The log of ${containerd.folder}'s containerd ends`, lastOf(containerd.log()));
   } finally {
     await containerd.remove();
   }
 }
 
-/** How much of the daemon's log a failed test shows, in lines. */
+/** How much of a daemon's log a failed test shows, in lines. */
 const LOG_SHOWN = 20;
+
+/** What a failed test shows of a daemon's log. */
+export function lastOf(log: string): string {
+  return log.split("\n").filter((line) => !line.includes("loading plugin")).slice(-LOG_SHOWN).join("\n");
+}
 
 /** A containerd that only one test uses. */
 export class Containerd {
@@ -381,12 +385,7 @@ level = "${this.#level}"
    * Fails when containers have left something. What is about to go, such as a shim that has been told to end, may do so.
    */
   async expectNothingLeft(): Promise<void> {
-    let left: string[] = [];
-    try {
-      await until("nothing is left", async () => (left = await this.leftovers()).length === 0, leftovers.LEAVING_MS);
-    } catch {
-      throw new Error(`These are left:\n${left.join("\n")}`);
-    }
+    await leftovers.expectNone(() => this.leftovers());
   }
 
   /** Ends all that belongs to this containerd, and removes all that it has made. */

@@ -2,6 +2,7 @@
 
 import { must } from "./command.ts";
 import { descendants, mounts, mountsBelow } from "./proc.ts";
+import { until } from "./until.ts";
 
 /** The process below which everything that a test starts is found, also when its parent is dead. */
 const ROOT_PID = Number(Deno.env.get("E2E_ROOT_PID") ?? Deno.pid);
@@ -93,6 +94,20 @@ export function namespaceLeftovers(namespace: string): string[] {
     ...containerCgroups(namespace).map((each) => `cgroup ${each}`),
     ...zombies(),
   ];
+}
+
+/**
+ * Waits until nothing is left.
+ *
+ * @throws {Error} with what is
+ */
+export async function expectNone(leftovers: () => string[] | Promise<string[]>): Promise<void> {
+  let left: string[] = [];
+  try {
+    await until("nothing is left", async () => (left = await leftovers()).length === 0, LEAVING_MS);
+  } catch (error) {
+    throw left.length === 0 ? error : new Error(`These are left:\n${left.join("\n")}`);
+  }
 }
 
 /** Removes what a containerd namespace has outside of any folder of the tests; its processes must have ended. */

@@ -474,13 +474,8 @@ export class Shim {
 
   /** Fails when the shim or its container has left something. */
   async expectNothingLeft(): Promise<void> {
-    let left: string[] = [];
-    try {
-      // What the shim has started may end after it, and is reaped by another then.
-      await until("nothing is left", () => (left = this.leftovers()).length === 0, leftovers.LEAVING_MS);
-    } catch {
-      throw new Error(`These are left:\n${left.join("\n")}`);
-    }
+    // What the shim has started may end after it, and is reaped by another then.
+    await leftovers.expectNone(() => this.leftovers());
   }
 
   /** Ends all that belongs to this shim, and removes all that it has made. */
