@@ -4,6 +4,7 @@ import { assertEquals, assertMatch, assertThrows } from "@std/assert";
 import type { Logger } from "../../lib/log.ts";
 import { CallFile } from "../../lib/record/calls.ts";
 import {
+  type ContainerRecord,
   decodeRecord,
   encodeRecord,
   type ProcessRecord,
