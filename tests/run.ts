@@ -1,26 +1,52 @@
 /**
  * Runs the tests, and sees to it that nothing of them is left, however they end.
  *
- *     deno run -A tests/run.ts [--quick] [FILE | FOLDER | PATTERN]...
+ *     deno run -A tests/run.ts [--quick | --waiting] [FILE | FOLDER | PATTERN]...
  *
  * A file or folder narrows down what is run, a pattern is looked for in the names of tests. Without a file, formatting, lint,
- * types and the documentation's examples are looked at too. The end-to-end tests run once in each way that a shim of ours can
- * live, or in the one that WAY names; with --quick, those that quick.ts chooses. In the end stands what has failed, why, and
- * how to run just that again. Everything that a test starts is a descendant of this process, because this is a subreaper; so
+ * types and the documentation's examples are looked at too. The end-to-end tests run in each mode that they state (see
+ * e2e/modes.ts), or in the one that WAY names if they state that; with --quick, those that quick.ts chooses. Files whose tests
+ * mostly wait run at the same time as the others, by another process of this program (--waiting). In the end stands what has failed, why, and how to run just that again. Everything that a test starts is a descendant of this process, because this is a subreaper; so
  * what is still alive in the end can be found and ended.
  */
 
 import * as fd from "../ffi/fd.ts";
 import * as process from "../ffi/process.ts";
 import type { Way } from "./e2e/env.ts";
-import { argumentsOf, descendants, isAlive, isHost, mountsBelow } from "./e2e/proc.ts";
 import { cgroupsOf, hierarchies, names, paths, removeNamespace, RUNC_ROOT, runName } from "./e2e/leftovers.ts";
+import { emptyFolder, shell } from "./e2e/own_hosts.ts";
+import { argumentsOf, descendants, isAlive, isHost, mountsBelow } from "./e2e/proc.ts";
 import { CHOICES } from "./quick.ts";
 import { describe, type Failure, failures, readReport, uncaughtErrors } from "./report.ts";
+import { statedModes } from "./stated.ts";
 
 /** All of the ways in which our shim lives: see e2e/env.ts. */
 const WAYS: readonly Way[] = ["alone", "hosted", "mixed"];
+
+/**
+ * Files whose tests mostly wait for a deadline of the shim's or for a reader that is late, and use hardly any CPU meanwhile:
+ * they run at the same time as the others. A test belongs here that takes seconds, and whose seconds are the subject.
+ */
+const WAITING: readonly string[] = [
+  "deadline_test.ts",
+  "fault_events_test.ts",
+  "fault_runtime_test.ts",
+  "fault_stdio_test.ts",
+  "fault_system_test.ts",
+  "logger_test.ts",
+];
+
 const IS_OURS = !Deno.env.get("SHIM");
+
+/** What a run has come to. */
+interface Result {
+  readonly passed: number;
+  readonly skipped: number;
+  readonly failed: readonly Failure[];
+}
+
+/** Names the file for the result of a run beside another. */
+const RESULT = "E2E_RESULT";
 
 const folder = Deno.makeTempDirSync({ prefix: "shim-" });
 const prefix = runName(folder);
@@ -125,7 +151,9 @@ Deno.addSignalListener("SIGCHLD", reapAll);
 
 const here = decodeURIComponent(new URL(".", import.meta.url).pathname);
 const isQuick = Deno.args.includes("--quick");
-const named = Deno.args.filter((each) => each !== "--quick");
+/** Whether this is the process that runs the files that wait, beside another. */
+const isBeside = Deno.args.includes("--waiting");
+const named = Deno.args.filter((each) => !each.startsWith("--"));
 const files = named.filter(isThere);
 const patterns = named.filter((each) => !isThere(each));
 
@@ -182,6 +210,7 @@ async function test({ way, paths, pattern, names = [], isDocumentation = false }
     ...Deno.env.toObject(),
     E2E_DIR: folder,
     E2E_ROOT_PID: `${Deno.pid}`,
+    ...waiting ? { E2E_BESIDE_PID: `${waiting.pid}` } : {},
     ...way ? { WAY: way } : {},
   };
   // Not by a pipe: whatever a test has left would keep that open.
@@ -190,7 +219,7 @@ async function test({ way, paths, pattern, names = [], isDocumentation = false }
     ...[Deno.execPath(), "test", "-A", `--junit-path=${report}`],
     // An example is given all that its module exports, and does not use all: an error, to the types of this project.
     ...isDocumentation ? ["--doc"] : [],
-    ...isDocumentation || areTypesChecked ? ["--no-check"] : [],
+    ...isDocumentation || isBeside || areTypesChecked ? ["--no-check"] : [],
     ...pattern ? [`--filter=/${pattern}/`] : [],
     ...paths,
   ], { environment: Object.entries(environment).map(([k, v]) => `${k}=${v}`), output });
@@ -230,11 +259,27 @@ async function test({ way, paths, pattern, names = [], isDocumentation = false }
   failed.push(...wrong);
 }
 
+/** The end-to-end tests. */
+const all = names(`${here}e2e`).filter((each) => each.endsWith("_test.ts")).sort();
+
+/** The path of one of these. */
+const path = (file: string) => `${here}e2e/${file}`;
+
+/** Those that are asked for: by a path, or all. */
+function asked(those: readonly string[]): string[] {
+  const isBelow = (file: string, folder: string) => `${path(file)}/`.startsWith(`${Deno.realPathSync(folder)}/`);
+  return all.filter((file) => those.some((each) => isBelow(file, each)));
+}
+
+/** The files that are asked for, wait or do not, and state a mode. */
+function filesOf(way: Way, waiting: boolean): string[] {
+  const those = asked(files.length > 0 ? files : [here]).filter((file) => WAITING.includes(file) === waiting);
+  return those.filter((file) => !IS_OURS || statedModes(Deno.readTextFileSync(path(file))).has(way));
+}
+
 /** All that --quick has run in one way: whole files, and of others what has been chosen. */
 function quick(way: Way): Part[] {
-  const all = names(`${here}e2e`).filter((each) => each.endsWith("_test.ts")).sort();
   const chosen = all.filter((file) => (CHOICES[file]?.ways ?? ["hosted"]).includes(way));
-  const path = (file: string) => `${here}e2e/${file}`;
   const parts = chosen.filter((file) => CHOICES[file]?.names);
   const patterns = parts.flatMap((file) => CHOICES[file]!.names!).map((each) => `^${literal(each)}`);
   return [
@@ -248,26 +293,62 @@ function literal(text: string): string {
   return text.replace(/[^A-Za-z0-9 ]/g, "\\$&");
 }
 
+/** Has a process of this program run the files that wait, and gives what they come to when it has ended. */
+function startWaiting(): { pid: number; result: Promise<Result> } {
+  const [path, results] = [`${folder}/waiting.log`, `${folder}/waiting.json`];
+  const output = fd.open(path, fd.O.WRONLY | fd.O.CREAT, 0o600);
+  const environment = Object.entries({ ...Deno.env.toObject(), [RESULT]: results });
+  // A host belongs to those whose process has started it: with hosts of their own, they can be ended when these are through.
+  const own = ["unshare", "--mount", ...shell(emptyFolder())];
+  const { pid, status } = run(
+    [...own, Deno.execPath(), "run", "-A", import.meta.filename!, "--waiting", ...named],
+    { environment: environment.map(([k, v]) => `${k}=${v}`), output },
+  );
+  fd.close(output);
+  const result = status.then((): Result => {
+    console.log(`\n=== those that wait, run meanwhile ===\n${Deno.readTextFileSync(path)}`);
+    if (isThere(results)) return JSON.parse(Deno.readTextFileSync(results));
+    const failure = { what: "the files that wait could not be run", where: "tests/run.ts", why: "see its output" };
+    return { passed: 0, skipped: 0, failed: [{ ...failure, again: `${deno} task test` }] };
+  });
+  return { pid, result };
+}
+
+let waiting: ReturnType<typeof startWaiting> | undefined;
 let running: number | undefined;
 let interrupted = false;
 for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) {
   Deno.addSignalListener(signal, () => {
     interrupted = true;
     if (running !== undefined) Deno.kill(running, "SIGKILL");
+    // It has something to remove.
+    if (waiting !== undefined) Deno.kill(waiting.pid, "SIGTERM");
   });
 }
 
 const startedAt = performance.now();
 const pattern = patterns.length > 0 ? patterns.join("|") : undefined;
-if (files.length === 0) {
+if (files.length === 0 && !isBeside) {
   if (pattern === undefined) await checkSources();
   await test({ paths: [`${here}unit`], pattern });
   await test({ paths: [`${here}../ffi`, `${here}../lib`], isDocumentation: true, pattern });
 }
+await test({ paths: isBeside ? [] : files.filter((each) => asked([each]).length === 0), pattern });
 const only = Deno.env.get("WAY") as Way | undefined;
-for (const way of only ? [only] : IS_OURS ? WAYS : ["alone" as const]) {
-  const parts = isQuick ? quick(way) : [{ way, paths: files.length > 0 ? files : [`${here}e2e`], pattern }];
+const ways = only ? [only] : IS_OURS ? WAYS : ["alone" as const];
+/** Whether some of the files of this run are of that kind. */
+const hasFiles = (waiting: boolean) => ways.some((way) => filesOf(way, waiting).length > 0);
+const areWaiting = isBeside || !hasFiles(false);
+if (!isQuick && !areWaiting && !interrupted && hasFiles(true)) waiting = startWaiting();
+for (const way of ways) {
+  const parts = isQuick ? quick(way) : [{ way, paths: filesOf(way, areWaiting).map(path), pattern }];
   for (const part of parts) await test(part);
+}
+if (waiting !== undefined) {
+  const { passed, skipped, failed: others } = await waiting.result;
+  total.passed += passed;
+  total.skipped += skipped;
+  failed.push(...others);
 }
 const left = await endHosts();
 left.push(...await endDescendants());
@@ -280,6 +361,11 @@ if (left.length > 0) {
     why,
     again: "the tests, in smaller groups",
   });
+}
+const results = Deno.env.get(RESULT);
+if (isBeside && results !== undefined) {
+  Deno.writeTextFileSync(results, JSON.stringify({ ...total, failed } satisfies Result));
+  Deno.exit();
 }
 if (failed.length > 0) console.error(`\n=== what has failed ===\n\n${describe(failed)}`);
 if (interrupted) console.error("\nInterrupted.");

@@ -16,9 +16,12 @@ import {
   untilDenoIsComplete,
   withServed,
 } from "./fault.ts";
+import { modes } from "./modes.ts";
 import { descriptorsOf } from "./proc.ts";
 import { askPid, type Shim, Status } from "./shim.ts";
 import { until } from "./until.ts";
+
+modes(["hosted", "alone"], "other processes have descriptors and children in each");
 
 /** What an error says when there is no descriptor left: the shim's words, or the runtime's. */
 const TOO_MANY = /too many open files/i;

@@ -3,8 +3,11 @@
 import { assert, assertEquals } from "@std/assert";
 import { must } from "./command.ts";
 import { Reader, Writer } from "./fifo.ts";
+import { modes } from "./modes.ts";
 import { type Attached, withShim } from "./shim.ts";
 import { pause } from "./until.ts";
+
+modes(["hosted", "alone"], "pipes come to a host through a holder");
 
 /**
  * What the container prints: a block of random bytes, again and again, each time after its number. The block's size is no

@@ -7,6 +7,9 @@ import { must, run } from "./command.ts";
 import { OUR_EXECUTABLE } from "./env.ts";
 import { names } from "./leftovers.ts";
 import { HOSTS, onlyHosted, withMachine } from "./host.ts";
+import { modes } from "./modes.ts";
+
+modes(["hosted"], "what the program says of itself does not depend on the mode");
 
 /** Runs a command line of a shell, in which `$0` is the executable. */
 function shell(line: string) {
