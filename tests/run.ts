@@ -1,13 +1,14 @@
 /**
  * Runs the tests, and sees to it that nothing of them is left, however they end.
  *
- *     deno run -A tests/run.ts [--quick | --waiting] [FILE | FOLDER | PATTERN]...
+ *     deno run -A tests/run.ts [--quick | --beside] [FILE | FOLDER | PATTERN]...
  *
  * A file or folder narrows down what is run, a pattern is looked for in the names of tests. Without a file, formatting, lint,
  * types and the documentation's examples are looked at too. The end-to-end tests run in each mode that they state (see
- * e2e/modes.ts), or in the one that WAY names if they state that; with --quick, those that quick.ts chooses. Files whose tests
- * mostly wait run at the same time as the others, by another process of this program (--waiting). In the end stands what has failed, why, and how to run just that again. Everything that a test starts is a descendant of this process, because this is a subreaper; so
- * what is still alive in the end can be found and ended.
+ * e2e/modes.ts), or in the one that WAY names if they state that; with --quick, those that quick.ts chooses. Some files run at
+ * the same time as the others, by another process of this program (--beside). In the end stands what has failed, why, and how
+ * to run just that again. Everything that a test starts is a descendant of this process, because this is a subreaper; so what
+ * is still alive in the end can be found and ended.
  */
 
 import * as fd from "../ffi/fd.ts";
@@ -24,16 +25,25 @@ import { statedModes } from "./stated.ts";
 const WAYS: readonly Way[] = ["alone", "hosted", "mixed"];
 
 /**
- * Files whose tests mostly wait for a deadline of the shim's or for a reader that is late, and use hardly any CPU meanwhile:
- * they run at the same time as the others. A test belongs here that takes seconds, and whose seconds are the subject.
+ * Files that run at the same time as the others: their tests mostly wait for a deadline of the shim's, or for a reader that is
+ * late, and use hardly any CPU meanwhile; or they are long, and measure no times. None of those that see how fast something
+ * is, or how much memory it takes, may be here.
  */
-const WAITING: readonly string[] = [
+const BESIDE: readonly string[] = [
+  // Mostly waiting.
   "deadline_test.ts",
   "fault_events_test.ts",
   "fault_runtime_test.ts",
   "fault_stdio_test.ts",
   "fault_system_test.ts",
   "logger_test.ts",
+  // Long.
+  "cgroup2_test.ts",
+  "checkpoint_ctr_test.ts",
+  "checkpoint_test.ts",
+  "crun_test.ts",
+  "install_test.ts",
+  "package_test.ts",
 ];
 
 const IS_OURS = !Deno.env.get("SHIM");
@@ -151,8 +161,8 @@ Deno.addSignalListener("SIGCHLD", reapAll);
 
 const here = decodeURIComponent(new URL(".", import.meta.url).pathname);
 const isQuick = Deno.args.includes("--quick");
-/** Whether this is the process that runs the files that wait, beside another. */
-const isBeside = Deno.args.includes("--waiting");
+/** Whether this is the process that runs files beside another. */
+const isBeside = Deno.args.includes("--beside");
 const named = Deno.args.filter((each) => !each.startsWith("--"));
 const files = named.filter(isThere);
 const patterns = named.filter((each) => !isThere(each));
@@ -210,7 +220,7 @@ async function test({ way, paths, pattern, names = [], isDocumentation = false }
     ...Deno.env.toObject(),
     E2E_DIR: folder,
     E2E_ROOT_PID: `${Deno.pid}`,
-    ...waiting ? { E2E_BESIDE_PID: `${waiting.pid}` } : {},
+    ...beside ? { E2E_BESIDE_PID: `${beside.pid}` } : {},
     ...way ? { WAY: way } : {},
   };
   // Not by a pipe: whatever a test has left would keep that open.
@@ -271,9 +281,9 @@ function asked(those: readonly string[]): string[] {
   return all.filter((file) => those.some((each) => isBelow(file, each)));
 }
 
-/** The files that are asked for, wait or do not, and state a mode. */
-function filesOf(way: Way, waiting: boolean): string[] {
-  const those = asked(files.length > 0 ? files : [here]).filter((file) => WAITING.includes(file) === waiting);
+/** The files that are asked for, and state a mode: those that run beside the others, or the others. */
+function filesOf(way: Way, areBeside: boolean): string[] {
+  const those = asked(files.length > 0 ? files : [here]).filter((file) => BESIDE.includes(file) === areBeside);
   return those.filter((file) => !IS_OURS || statedModes(Deno.readTextFileSync(path(file))).has(way));
 }
 
@@ -293,28 +303,32 @@ function literal(text: string): string {
   return text.replace(/[^A-Za-z0-9 ]/g, "\\$&");
 }
 
-/** Has a process of this program run the files that wait, and gives what they come to when it has ended. */
-function startWaiting(): { pid: number; result: Promise<Result> } {
-  const [path, results] = [`${folder}/waiting.log`, `${folder}/waiting.json`];
+/** Has another process of this program run the files that run beside the others, and gives what they come to. */
+function startBeside(): { pid: number; result: Promise<Result> } {
+  const [path, results] = [`${folder}/beside.log`, `${folder}/beside.json`];
   const output = fd.open(path, fd.O.WRONLY | fd.O.CREAT, 0o600);
   const environment = Object.entries({ ...Deno.env.toObject(), [RESULT]: results });
   // A host belongs to those whose process has started it: with hosts of their own, they can be ended when these are through.
   const own = ["unshare", "--mount", ...shell(emptyFolder())];
   const { pid, status } = run(
-    [...own, Deno.execPath(), "run", "-A", import.meta.filename!, "--waiting", ...named],
+    [...own, Deno.execPath(), "run", "-A", import.meta.filename!, "--beside", ...named],
     { environment: environment.map(([k, v]) => `${k}=${v}`), output },
   );
   fd.close(output);
   const result = status.then((): Result => {
-    console.log(`\n=== those that wait, run meanwhile ===\n${Deno.readTextFileSync(path)}`);
+    console.log(`\n=== beside the others ===\n${Deno.readTextFileSync(path)}`);
     if (isThere(results)) return JSON.parse(Deno.readTextFileSync(results));
-    const failure = { what: "the files that wait could not be run", where: "tests/run.ts", why: "see its output" };
+    const failure = {
+      what: "what runs beside the others could not be run",
+      where: "tests/run.ts",
+      why: "see its output",
+    };
     return { passed: 0, skipped: 0, failed: [{ ...failure, again: `${deno} task test` }] };
   });
   return { pid, result };
 }
 
-let waiting: ReturnType<typeof startWaiting> | undefined;
+let beside: ReturnType<typeof startBeside> | undefined;
 let running: number | undefined;
 let interrupted = false;
 for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) {
@@ -322,7 +336,7 @@ for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) {
     interrupted = true;
     if (running !== undefined) Deno.kill(running, "SIGKILL");
     // It has something to remove.
-    if (waiting !== undefined) Deno.kill(waiting.pid, "SIGTERM");
+    if (beside !== undefined && isAlive(beside.pid)) Deno.kill(beside.pid, "SIGTERM");
   });
 }
 
@@ -336,16 +350,16 @@ if (files.length === 0 && !isBeside) {
 await test({ paths: isBeside ? [] : files.filter((each) => asked([each]).length === 0), pattern });
 const only = Deno.env.get("WAY") as Way | undefined;
 const ways = only ? [only] : IS_OURS ? WAYS : ["alone" as const];
-/** Whether some of the files of this run are of that kind. */
-const hasFiles = (waiting: boolean) => ways.some((way) => filesOf(way, waiting).length > 0);
-const areWaiting = isBeside || !hasFiles(false);
-if (!isQuick && !areWaiting && !interrupted && hasFiles(true)) waiting = startWaiting();
+const hasFiles = (areBeside: boolean) => ways.some((way) => filesOf(way, areBeside).length > 0);
+/** Where nothing else is asked for, this process runs what else another would. */
+const areBeside = isBeside || !hasFiles(false);
+if (!isQuick && !areBeside && !interrupted && hasFiles(true)) beside = startBeside();
 for (const way of ways) {
-  const parts = isQuick ? quick(way) : [{ way, paths: filesOf(way, areWaiting).map(path), pattern }];
+  const parts = isQuick ? quick(way) : [{ way, paths: filesOf(way, areBeside).map(path), pattern }];
   for (const part of parts) await test(part);
 }
-if (waiting !== undefined) {
-  const { passed, skipped, failed: others } = await waiting.result;
+if (beside !== undefined) {
+  const { passed, skipped, failed: others } = await beside.result;
   total.passed += passed;
   total.skipped += skipped;
   failed.push(...others);
