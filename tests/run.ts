@@ -18,7 +18,7 @@ import { cgroupsOf, hierarchies, names, paths, removeNamespace, RUNC_ROOT, runNa
 import { emptyFolder, shell } from "./e2e/own_hosts.ts";
 import { argumentsOf, descendants, isAlive, isHost, mountsBelow } from "./e2e/proc.ts";
 import { CHOICES } from "./quick.ts";
-import { describe, type Failure, failures, readReport, uncaughtErrors } from "./report.ts";
+import { describe, type Failure, failures, longest, readReport, uncaughtErrors } from "./report.ts";
 import { statedModes } from "./stated.ts";
 
 /** All of the ways in which our shim lives: see e2e/env.ts. */
@@ -200,6 +200,9 @@ async function checkSources(): Promise<void> {
   });
 }
 
+/** How long a file takes that is told to be long, in s. */
+const LONG_S = 10;
+
 /** What is run by one `deno test`. */
 interface Part {
   readonly way?: Way;
@@ -238,7 +241,8 @@ async function test({ way, paths, pattern, names = [], isDocumentation = false }
   const showing = run(["tail", "-n", "+1", "-s", "0.1", "-f", `--pid=${tests.pid}`, printed]);
   const status = await tests.status;
   await showing.status;
-  const cases = isThere(report) ? readReport(Deno.readTextFileSync(report)) : [];
+  const text = Deno.readTextFileSync(printed);
+  const cases = isThere(report) ? readReport(Deno.readTextFileSync(report), text) : [];
   if (isThere(report)) Deno.removeSync(report);
   const command = isDocumentation
     ? `${deno} test -A --doc --no-check`
@@ -252,7 +256,7 @@ async function test({ way, paths, pattern, names = [], isDocumentation = false }
   );
   const again = `${command} ${paths.map((each) => each.replace(here, "tests/")).join(" ")}`;
   const where = { where: kind, again };
-  const uncaught = uncaughtErrors(Deno.readTextFileSync(printed));
+  const uncaught = uncaughtErrors(text);
   Deno.removeSync(printed);
   wrong.unshift(...uncaught.map((why) => ({ what: "a file of tests was given up", why, ...where })));
   if (status !== 0 && wrong.length === 0) {
@@ -267,6 +271,8 @@ async function test({ way, paths, pattern, names = [], isDocumentation = false }
   total.skipped += cases.filter(({ isSkipped, name }) => isSkipped && isAsked(name)).length;
   total.passed += cases.filter(({ isSkipped, failure }) => !isSkipped && failure === undefined).length;
   failed.push(...wrong);
+  const long = longest(cases, LONG_S);
+  if (files.length === 0 && long !== "") console.log(`These files have taken longest:\n${long}`);
 }
 
 /** The end-to-end tests. */
