@@ -44,6 +44,9 @@ const BESIDE: readonly string[] = [
   "crun_test.ts",
   "install_test.ts",
   "package_test.ts",
+  "survival_test.ts",
+  "takeover_record_test.ts",
+  "upgrade_test.ts",
 ];
 
 const IS_OURS = !Deno.env.get("SHIM");
