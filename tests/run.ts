@@ -43,9 +43,11 @@ const BESIDE: readonly string[] = [
   "checkpoint_test.ts",
   "crun_test.ts",
   "install_test.ts",
+  "many_test.ts",
   "package_test.ts",
   "survival_test.ts",
   "takeover_record_test.ts",
+  "takeover_test.ts",
   "upgrade_test.ts",
 ];
 
