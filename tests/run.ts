@@ -345,7 +345,7 @@ let interrupted = false;
 for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) {
   Deno.addSignalListener(signal, () => {
     interrupted = true;
-    if (running !== undefined) Deno.kill(running, "SIGKILL");
+    if (running !== undefined && isAlive(running)) Deno.kill(running, "SIGKILL");
     // It has something to remove.
     if (beside !== undefined && isAlive(beside.pid)) Deno.kill(beside.pid, "SIGTERM");
   });
