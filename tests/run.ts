@@ -314,8 +314,8 @@ function literal(text: string): string {
   return text.replace(/[^A-Za-z0-9 ]/g, "\\$&");
 }
 
-/** Has another process of this program run the files that run beside the others, and gives what they come to. */
-function startBeside(): { pid: number; result: Promise<Result> } {
+/** Has another process of this program run the files that run beside the others; it says what they have come to. */
+function startBeside(): { pid: number; result: () => Promise<Result> } {
   const [path, results] = [`${folder}/beside.log`, `${folder}/beside.json`];
   const output = fd.open(path, fd.O.WRONLY | fd.O.CREAT, 0o600);
   const environment = Object.entries({ ...Deno.env.toObject(), [RESULT]: results });
@@ -326,7 +326,8 @@ function startBeside(): { pid: number; result: Promise<Result> } {
     { environment: environment.map(([k, v]) => `${k}=${v}`), output },
   );
   fd.close(output);
-  const result = status.then((): Result => {
+  const result = async (): Promise<Result> => {
+    await status;
     console.log(`\n=== beside the others ===\n${Deno.readTextFileSync(path)}`);
     if (isThere(results)) return JSON.parse(Deno.readTextFileSync(results));
     const failure = {
@@ -335,7 +336,7 @@ function startBeside(): { pid: number; result: Promise<Result> } {
       why: "see its output",
     };
     return { passed: 0, skipped: 0, failed: [{ ...failure, again: `${deno} task test` }] };
-  });
+  };
   return { pid, result };
 }
 
@@ -370,7 +371,7 @@ for (const way of ways) {
   for (const part of parts) await test(part);
 }
 if (beside !== undefined) {
-  const { passed, skipped, failed: others } = await beside.result;
+  const { passed, skipped, failed: others } = await beside.result();
   total.passed += passed;
   total.skipped += skipped;
   failed.push(...others);
