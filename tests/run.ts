@@ -288,7 +288,8 @@ const path = (file: string) => `${here}e2e/${file}`;
 
 /** Those that are asked for: by a path, or all. */
 function asked(those: readonly string[]): string[] {
-  const isBelow = (file: string, folder: string) => `${path(file)}/`.startsWith(`${Deno.realPathSync(folder)}/`);
+  const real = (path: string) => `${Deno.realPathSync(path)}/`;
+  const isBelow = (file: string, folder: string) => real(path(file)).startsWith(real(folder));
   return all.filter((file) => those.some((each) => isBelow(file, each)));
 }
 
