@@ -7,7 +7,7 @@ import type { Way } from "./e2e/env.ts";
 
 /** How much of a file is run. */
 export interface Choice {
-  /** hosted, unless given. */
+  /** hosted, unless given: of those that the file states. */
   readonly ways?: readonly Way[];
   /** What the names of its tests begin with; all, unless given. */
   readonly names?: readonly string[];
@@ -17,7 +17,7 @@ export interface Choice {
 export const CHOICES: Readonly<Record<string, Choice>> = {
   // The main job.
   "run_test.ts": { ways: ["alone", "hosted"] },
-  "shim_life_test.ts": { ways: ["alone", "hosted", "mixed"] },
+  "shim_life_test.ts": { ways: ["alone", "hosted"] },
   "terminal_test.ts": { ways: ["alone", "hosted"] },
   // What depends on how a shim has been started.
   "flags_test.ts": { ways: ["alone"] },
@@ -25,10 +25,8 @@ export const CHOICES: Readonly<Record<string, Choice>> = {
   "shim_end_test.ts": { ways: ["alone", "hosted"] },
   "shim_socket_test.ts": { ways: ["alone"] },
   "signals_test.ts": { ways: ["alone", "hosted"] },
-  // Subjects that are the same in each way.
-  "cgroup2_test.ts": { ways: ["alone"] },
+  // Subjects of which the one way has as much as the other.
   "checkpoint_test.ts": {
-    ways: ["alone"],
     names: [
       "a checkpoint leaves",
       "a container that is restored",
@@ -36,10 +34,10 @@ export const CHOICES: Readonly<Record<string, Choice>> = {
       "a restore that fails says",
     ],
   },
-  "rootfs_test.ts": { ways: ["mixed"] },
   "security_test.ts": { ways: ["alone"] },
-  "shell_test.ts": { ways: ["mixed"] },
-  "shim_rootfs_test.ts": { ways: ["alone"] },
+  "shell_test.ts": { ways: ["alone"] },
+  // Shims of both kinds.
+  "restart_test.ts": { ways: ["mixed"] },
   // Of what takes a second for each of many cases, some.
   "deadline_test.ts": { names: ["Start whose runtime hangs", "Delete whose runtime hangs"] },
   "docker_test.ts": { names: ["docker run prints", "docker stop ends", "12 short containers"] },

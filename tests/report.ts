@@ -4,7 +4,10 @@
 export interface Case {
   /** As `deno test` was given it. */
   readonly file: string;
-  readonly line: number;
+  /** Not known of a test that a function of another file has registered. */
+  readonly line?: number;
+  /** How long it has taken, in s. */
+  readonly seconds: number;
   readonly name: string;
   readonly isSkipped: boolean;
   /** Why it has failed, with what was seen: undefined when it has not. */
@@ -22,20 +25,59 @@ export interface Failure {
   readonly again: string;
 }
 
-/** The tests in a report: JUnit's XML. A step of a test is a test here. */
-export function readReport(xml: string): Case[] {
+/**
+ * The tests in a report: JUnit's XML. A step of a test is a test here.
+ *
+ * @param printed what `deno test` has printed. The report names the file of the function that has registered a test, which
+ * may be one that others use; what is printed names theirs
+ */
+export function readReport(xml: string, printed = ""): Case[] {
+  const files = filesOf(printed);
   return [...xml.matchAll(/<testcase ([^>]*)>(.*?)<\/testcase>/gs)].map(([, attributes, body]) => {
     const attribute = (name: string) => unescape(new RegExp(`(?:^| )${name}="([^"]*)"`).exec(attributes!)?.[1] ?? "");
     // A test that could not run, because its file was given up, has an error without a text.
     const failure = /<(?:failure|error) message="([^"]*)"(?:\/|>(.*?)<\/(?:failure|error))>/s.exec(body!);
+    const name = attribute("name");
+    const registered = attribute("classname").replace(/^\.\//, "");
+    const isTests = registered.endsWith("_test.ts");
+    const file = isTests ? registered : files.get(name.replace(/ > .*/, "")) ?? registered;
     return {
-      file: attribute("classname").replace(/^\.\//, ""),
-      line: Number(attribute("line")),
-      name: attribute("name"),
+      file,
+      ...file === registered ? { line: Number(attribute("line")) } : {},
+      seconds: Number(attribute("time")),
+      name,
       isSkipped: body!.includes("<skipped"),
       ...failure ? { failure: unescape(failure[2] ?? failure[1]!) } : {},
     };
   });
+}
+
+/** The file of each test, by its name. */
+function filesOf(printed: string): Map<string, string> {
+  const files = new Map<string, string>();
+  let file: string | undefined;
+  for (const line of withoutColours(printed).split("\n")) {
+    file = /^running \d+ tests? from (?:\.\/)?(.*)$/.exec(line)?.[1] ?? file;
+    const name = /^(\S.*?) \.\.\.(?: |$)/.exec(line)?.[1];
+    if (file !== undefined && name !== undefined) files.set(name, file);
+  }
+  return files;
+}
+
+// deno-lint-ignore no-control-regex -- colours
+const COLOURS = /\x1b\[[0-9;]*m/g;
+
+function withoutColours(printed: string): string {
+  return printed.replace(COLOURS, "");
+}
+
+/** The files that take longest, with how long, one a line; those of less than so many seconds are not told. */
+export function longest(cases: readonly Case[], leastSeconds: number): string {
+  const files = new Map<string, number>();
+  for (const { file, seconds } of cases) files.set(file, (files.get(file) ?? 0) + seconds);
+  return [...files].filter(([, seconds]) => seconds >= leastSeconds).sort(([, a], [, b]) => b - a).map(
+    ([file, seconds]) => `${seconds.toFixed(0).padStart(6)} s  ${file}\n`,
+  ).join("");
 }
 
 /**
@@ -50,7 +92,7 @@ export function failures(
 ): Failure[] {
   return cases.filter((each) => each.failure !== undefined).map(({ file, line, name, failure }) => ({
     what: name,
-    where: `${file}:${line}${way ? ` (${way})` : ""}`,
+    where: `${file}${line === undefined ? "" : `:${line}`}${way ? ` (${way})` : ""}`,
     why: failure!,
     again: again(file.replace(/#.*/, ""), patternOf(name)),
   }));
@@ -58,9 +100,8 @@ export function failures(
 
 /** The errors outside of tests, for which files were given up, from what `deno test` prints: its report lacks them. */
 export function uncaughtErrors(printed: string): string[] {
-  // deno-lint-ignore no-control-regex -- colours
-  const plain = printed.replace(/\x1b\[[0-9;]*m/g, "");
-  return plain.match(/^\S+ \(uncaught error\)\n.*?(?=\nThis error was not caught from a test)/gms) ?? [];
+  return withoutColours(printed).match(/^\S+ \(uncaught error\)\n.*?(?=\nThis error was not caught from a test)/gms) ??
+    [];
 }
 
 /** A pattern that a test's name alone matches, between quotes of the shell. */

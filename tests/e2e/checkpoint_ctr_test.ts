@@ -7,9 +7,12 @@ import { criuTest } from "./criu.ts";
 import { CONTAINERD } from "./env.ts";
 import { Reader, Writer } from "./fifo.ts";
 import { withContainerd } from "./harness.ts";
+import { modes } from "./modes.ts";
 import { argumentsOf, filesOf } from "./proc.ts";
 import { makeImage } from "./rootfs.ts";
 import { until } from "./until.ts";
+
+modes(["hosted", "alone"], "what is restored has another parent in each");
 
 const IMAGE = "localhost/busybox:test";
 const SNAPSHOTTER = "overlayfs";

@@ -7,11 +7,14 @@ import { criuTest } from "./criu.ts";
 import { IS_OURS, onlyOurs } from "./env.ts";
 import { type Reader, Writer } from "./fifo.ts";
 import { names } from "./leftovers.ts";
+import { modes } from "./modes.ts";
 import { isAlive } from "./proc.ts";
 import { assertStatus, type Shim, type ShimOptions, Status, withShim } from "./shim.ts";
 
 import v1 = containerd.runtime.linux.shim.v1;
 import runc = containerd.linux.runc;
+
+modes(["hosted"], "checkpoints are the same code in each mode; checkpoint_ctr_test restores in each");
 
 /** Counts the lines that it reads, from 0, and ends with status 3 at the end of its input. */
 const COUNTER = ["sh", "-c", "n=0; echo $n; while read -r line; do n=$((n + 1)); echo $n; done; exit 3"];

@@ -7,6 +7,7 @@ import { onlyOurs } from "./env.ts";
 import { endContainer, onlyHosted, withHosted } from "./host.ts";
 import { must } from "./command.ts";
 import { RUNC_ROOT } from "./leftovers.ts";
+import { modes } from "./modes.ts";
 import { isAlive, isHost, processOf } from "./proc.ts";
 import { assertStatus, SERVICE, type Shim, type ShimOptions, Status, withShim } from "./shim.ts";
 import { GatedRuntime, replaceHost } from "./takeover.ts";
@@ -14,6 +15,8 @@ import { until } from "./until.ts";
 import { RawConnection } from "./wire.ts";
 
 import v1 = containerd.runtime.linux.shim.v1;
+
+modes(["hosted", "alone"], "a runtime that hangs is the child of another process in each");
 
 /** The time-out of a call whose runtime hangs, in ms. */
 const TIMEOUT_MS = 200;

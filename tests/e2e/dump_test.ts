@@ -2,9 +2,12 @@
 
 import { assertEquals, assertMatch } from "@std/assert";
 import { onlyOursInEachForm } from "./env.ts";
+import { modes } from "./modes.ts";
 import { isHolder } from "./proc.ts";
 import { type Shim, withShim } from "./shim.ts";
 import { until } from "./until.ts";
+
+modes(["hosted", "alone"], "what is told of a host is not what is told of a shim by itself");
 
 /** Fails unless this tells of a running container that somebody waits for. */
 function assertDump(text: string, shim: Shim, pid: number): void {

@@ -137,12 +137,20 @@ export function newPlace(): Place {
   }
 }
 
-/** What {@linkcode inModes} runs with a shim of another make, which knows one mode. */
-const MODE_OF_OTHERS: Way = "alone";
+/** Whether there is a choice of modes: another shim has one, and so has ours under `deno run`, which run everything in that. */
+const HAS_MODES = EXECUTABLE === OUR_EXECUTABLE;
+
+/** Whether what states these modes is to run now. */
+export function runsIn(modes: readonly Way[]): boolean {
+  return !HAS_MODES || modes.includes(WAY);
+}
+
+// What modes.ts puts in its place is for those that state no modes of their own.
+const register = Deno.test;
 
 /**
- * Registers a test that runs in these modes, for the given reason: in the others it would run the same code once more. Another
- * shim has one mode, and runs it in that, unless `isOnlyOurs`.
+ * Registers a test that runs in these modes, for the given reason, whatever the file has stated: see modes.ts. Another shim
+ * runs it too, unless `isOnlyOurs`.
  */
 export function inModes(
   modes: readonly Way[],
@@ -151,8 +159,8 @@ export function inModes(
   test: () => Promise<void>,
   { isOnlyOurs = false } = {},
 ): void {
-  if (reason === "") throw new Error(`why does ${name} not run in each mode?`);
-  if (IS_OURS ? modes.includes(WAY) : WAY === MODE_OF_OTHERS && !isOnlyOurs) Deno.test(name, test);
+  if (reason === "") throw new Error(`why does ${name} run in these modes?`);
+  if (runsIn(modes) && (IS_OURS || !isOnlyOurs)) register(name, test);
 }
 
 /** Registers a test that another shim fails, or that makes no sense for it, for the given reason. */

@@ -5,10 +5,13 @@ import { forAll, numbers } from "./at_a_time.ts";
 import { type Form, inEachForm, onlyOursInEachForm, SHIM } from "./env.ts";
 import { type Reader, Writer } from "./fifo.ts";
 import { names } from "./leftovers.ts";
+import { modes } from "./modes.ts";
 import { descriptorsOf } from "./proc.ts";
 import { field } from "./host.ts";
 import { seconds, type Shim, Status, withShim } from "./shim.ts";
 import { until } from "./until.ts";
+
+modes(["hosted", "alone"], "another process starts execs and holds their descriptors in each");
 
 /** How many execs are run; fewer in a form that is not the one to be shipped. */
 const MANY = 1000;

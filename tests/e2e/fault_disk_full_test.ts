@@ -4,9 +4,12 @@ import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { Code } from "../../lib/ttrpc/status.ts";
 import { onlyOurs } from "./env.ts";
 import { assertEnds, assertSupervised, SmallDisk, withServed } from "./fault.ts";
+import { modes } from "./modes.ts";
 import { isAlive, isHolder } from "./proc.ts";
 import { assertStatus, Shim, Status } from "./shim.ts";
 import { until } from "./until.ts";
+
+modes(["hosted", "alone"], "other processes write files in each");
 
 const NO_SPACE = /no space left on device/i;
 

@@ -5,10 +5,13 @@ import { ttrpc } from "../../lib/api/ttrpc.js";
 import { must } from "./command.ts";
 import { onlyOurs } from "./env.ts";
 import { assertSupervised, withServed } from "./fault.ts";
+import { modes } from "./modes.ts";
 import { isAlive } from "./proc.ts";
 import { type Shim, Status } from "./shim.ts";
 import { until } from "./until.ts";
 import { encodeFrame, RESPONSE } from "./wire.ts";
+
+modes(["hosted"], "events are sent by the same code in each mode");
 
 /** How long Delete may wait for an event to be taken, and its container's streams, with some room; in ms. */
 const DELETE_MS = 6000;
@@ -171,6 +174,8 @@ onlyOurs(
       await assertTold(shim, init);
     }),
 );
+
+modes(["hosted", "alone"], "another process starts the publish command in each");
 
 /** Ways of `containerd publish` to fail, where there is no other way. */
 const COMMANDS: readonly (readonly [string, string])[] = [

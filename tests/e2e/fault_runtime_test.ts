@@ -4,11 +4,14 @@ import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { Code, StatusError } from "../../lib/ttrpc/status.ts";
 import { onlyOurs } from "./env.ts";
 import { assertEnds, assertSupervised, SENTENCE, withServed } from "./fault.ts";
+import { modes } from "./modes.ts";
 import { Seeded } from "./seeded.ts";
 import { isAlive } from "./proc.ts";
 import { assertStatus, type Shim, type ShimOptions, Status } from "./shim.ts";
 import { LEAVING_MS } from "./leftovers.ts";
 import { until } from "./until.ts";
+
+modes(["hosted", "alone"], "another process is the parent of the runtime, and of what it leaves, in each");
 
 /**
  * A runtime that does what `fault` says instead of a command, as long as a file of that command's name is there, and is runc

@@ -5,8 +5,11 @@ import { StatusError } from "../../lib/ttrpc/status.ts";
 import { must } from "./command.ts";
 import { onlyOurs } from "./env.ts";
 import { assertEnds, assertSupervised, SENTENCE, withServed } from "./fault.ts";
+import { modes } from "./modes.ts";
 import { type Shim, Status } from "./shim.ts";
 import { pause, until } from "./until.ts";
+
+modes(["hosted", "alone"], "another process opens the streams in each");
 
 /** How long Delete may take of a process whose output nobody reads, with some room; in ms. */
 const DELETE_MS = 6000;

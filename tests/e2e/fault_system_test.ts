@@ -7,9 +7,12 @@ import { must } from "./command.ts";
 import { IS_OURS, onlyOurs, WAY } from "./env.ts";
 import { assertEnds, assertPublished, assertSupervised, processesOf, type Served, withServed } from "./fault.ts";
 import { containerCgroups, hierarchies } from "./leftovers.ts";
+import { modes } from "./modes.ts";
 import { isAlive, processOf } from "./proc.ts";
 import { type Shim, Status } from "./shim.ts";
 import { until } from "./until.ts";
+
+modes(["hosted", "alone"], "other processes can be stopped, or be killed, in each");
 
 /** Takes away a container's cgroups, whose processes go to the root of each hierarchy. */
 async function removeCgroups(shim: Shim): Promise<void> {
@@ -219,6 +222,8 @@ time_t time(time_t *at) {
   return now.tv_sec;
 }
 `;
+
+modes(["hosted"], "times are measured by the same code in each mode");
 
 const HOUR = 3600;
 

@@ -3,8 +3,11 @@
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { type Result, run } from "./command.ts";
 import { inEachForm, IS_OURS, newPlace, onlyOurs, SHIM } from "./env.ts";
+import { modes } from "./modes.ts";
 import { argumentsOf } from "./proc.ts";
 import { withShim } from "./shim.ts";
+
+modes(["hosted", "alone"], "flags come to a host through a holder");
 
 /** Runs the shim with these arguments, in a folder where it leaves nothing that anyone else would find. */
 async function shim(...args: string[]): Promise<Result> {

@@ -5,6 +5,9 @@ import { must } from "./command.ts";
 import { newPlace, SHIM } from "./env.ts";
 import { firstPath, HOLDER_KIB, onlyHosted, withMachine } from "./host.ts";
 import { removeFolder } from "./leftovers.ts";
+import { modes } from "./modes.ts";
+
+modes(["hosted"], "a holder has a host");
 
 /**
  * Has the lock and the socket of a host, and starts a shim, which comes to it; then it does what its script says, and ends

@@ -4,28 +4,18 @@
  */
 
 import { assertEquals } from "@std/assert";
-import { GROUP_VARIABLE, onlyOurs, OUR_EXECUTABLE, SHIM, WAY } from "./env.ts";
+import { GROUP_VARIABLE, inModes, OUR_EXECUTABLE, SHIM } from "./env.ts";
 import { LEAVING_MS, names } from "./leftovers.ts";
+import { emptyFolder, HOSTS, shell } from "./own_hosts.ts";
 import { argumentsOf, descriptorsOf, isAlive, isHolder, isHost, processes, processOf } from "./proc.ts";
 import { type Shim, type ShimOptions, withShim } from "./shim.ts";
 import { until, within } from "./until.ts";
 
-/** Where hosts have their sockets and locks. */
-export const HOSTS = "/run/containerd-shim";
+export { emptyFolder, HOSTS, shell };
 
-/** Mounts an empty folder for hosts, with options of tmpfs(5), to be run by a shell. */
-export function emptyFolder(options = "mode=700"): string {
-  return `mkdir -p -m 700 ${HOSTS} && mount -t tmpfs -o ${options} none ${HOSTS}`;
-}
-
-/** Registers a test of hosts: once, and not in each of the ways in which all other tests run. */
+/** Registers a test of hosts, which there are in one mode only. */
 export function onlyHosted(name: string, test: () => Promise<void>): void {
-  if (WAY === "hosted" && SHIM.path === OUR_EXECUTABLE) onlyOurs("it has no hosts", name, test);
-}
-
-/** A command line's beginning that has a shell run `script` before the rest. */
-export function shell(script: string): string[] {
-  return ["sh", "-c", `${script} && exec "$@"`, "sh"];
+  if (SHIM.path === OUR_EXECUTABLE) inModes(["hosted"], "it is about hosts", name, test);
 }
 
 /** A command line's beginning that says how many containers a host may have. */

@@ -24,10 +24,13 @@ import {
   withMachine,
 } from "./host.ts";
 import { removeFolder } from "./leftovers.ts";
+import { modes } from "./modes.ts";
 import { processOf } from "./proc.ts";
 import { SERVICE, withShim } from "./shim.ts";
 import { until, within } from "./until.ts";
 import { encodeFrame, REQUEST } from "./wire.ts";
+
+modes(["hosted"], "it is about hosts");
 
 /** How long a process waits for a host that has started, and for one that has not, in ms: lib/standalone/entry.c. */
 const JOIN_MS = 200;

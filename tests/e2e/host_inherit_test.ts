@@ -4,7 +4,10 @@ import { assert, assertEquals, assertNotEquals } from "@std/assert";
 import { withContainerd } from "./harness.ts";
 import { ALONE, assertHolder, endContainer, type Machine, onlyHosted, shell, withHosted, withMachine } from "./host.ts";
 import { hierarchies } from "./leftovers.ts";
+import { modes } from "./modes.ts";
 import { withShim } from "./shim.ts";
+
+modes(["hosted"], "it is about hosts");
 
 /**
  * An OCI runtime that writes down what it was started with, by lines of a name and a value each, and is runc then. What

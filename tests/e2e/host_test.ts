@@ -29,9 +29,12 @@ import {
   withShims,
 } from "./host.ts";
 import { names, RUNC_ROOT, shimSocket } from "./leftovers.ts";
+import { modes } from "./modes.ts";
 import { argumentsOf, descendants, descriptorsOf, isAlive, isHolder, processOf } from "./proc.ts";
 import { askPid, type Shim, withShim } from "./shim.ts";
 import { until } from "./until.ts";
+
+modes(["hosted"], "it is about hosts");
 
 /** How many containers a host has unless told otherwise. */
 const GROUP = 32;

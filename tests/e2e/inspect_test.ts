@@ -16,10 +16,13 @@ import {
   withShims,
 } from "./host.ts";
 import { inspect, inspectAll, inspectArguments, inspectOne, only, parseTable } from "./inspect.ts";
+import { modes } from "./modes.ts";
 import { isHolder, processOf } from "./proc.ts";
 import { type Shim, withShim } from "./shim.ts";
 import { NOBODY } from "./stranger.ts";
 import { until } from "./until.ts";
+
+modes(["hosted", "alone"], "hosts are found, and asked, in another way than a shim by itself");
 
 /** Debian's shim, which is installed together with containerd. */
 const GO: Form = { name: "Go shim", path: "/usr/bin/containerd-shim" };
@@ -169,6 +172,8 @@ onlyHosted("to inspect a shim changes nothing that is written down", () =>
     await endContainer(shim);
   }));
 
+modes(["hosted", "mixed"], "shims of both kinds are told of side by side");
+
 onlyOurs(
   ANOTHER,
   "inspect tells of 50 containers, all that is so, within a second",
@@ -226,6 +231,8 @@ onlyOurs(
       await forAll(ids, AT_ONCE, (id) => id === dead ? containerd.must("container", "delete", id) : containerd.end(id));
     }),
 );
+
+modes(["hosted"], "what has been found is shown by the same code in each mode");
 
 onlyOurs(
   ANOTHER,

@@ -17,7 +17,10 @@ import {
   withMachine,
 } from "./host.ts";
 import { removeFolder } from "./leftovers.ts";
+import { modes } from "./modes.ts";
 import { withShim } from "./shim.ts";
+
+modes(["hosted"], "what is installed, and where, does not depend on the mode; what runs meanwhile has hosts");
 
 /** Runs make for a target, there or on some machine. */
 function make(target: string, variables: readonly string[], prefix: readonly string[] = []): Promise<Result> {

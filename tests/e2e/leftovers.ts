@@ -7,6 +7,9 @@ import { until } from "./until.ts";
 /** The process below which everything that a test starts is found, also when its parent is dead. */
 const ROOT_PID = Number(Deno.env.get("E2E_ROOT_PID") ?? Deno.pid);
 
+/** A process below that, with all that is below it, that runs other tests at the same time; 0 when there is none. */
+const BESIDE_PID = Number(Deno.env.get("E2E_BESIDE_PID") ?? 0);
+
 /** What all names of a run begin with that others can see, and that can be told from others' by: it has this folder. */
 export function runName(folder: string): string {
   return folder.replace(/.*\//, "").toLowerCase().replace(/[^a-z0-9]+/g, "-");
@@ -82,7 +85,13 @@ export async function shimSocket(address: string, namespace: string, id: string)
 
 /** Ended processes below this run that their parent has not reaped. */
 export function zombies(): string[] {
-  return descendants(ROOT_PID).filter((each) => each.state === "Z").map((each) =>
+  const beside = new Set([BESIDE_PID]);
+  // Parents come before their children.
+  const ours = descendants(ROOT_PID).filter(({ pid, ppid }) => {
+    if (beside.has(ppid)) beside.add(pid);
+    return !beside.has(pid);
+  });
+  return ours.filter((each) => each.state === "Z").map((each) =>
     `zombie ${each.pid} (${each.comm}), a child of ${each.ppid}`
   );
 }

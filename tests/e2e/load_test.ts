@@ -14,11 +14,14 @@ import { onlyOurs } from "./env.ts";
 import { collectExits, type Exits } from "./exits.ts";
 import { type Containerd, withContainerd } from "./harness.ts";
 import { shimSocket } from "./leftovers.ts";
+import { modes } from "./modes.ts";
 import { countNumbered } from "./numbered.ts";
 import { SERVICE, type Shim, withShim } from "./shim.ts";
 import { PATIENCE_MS, until } from "./until.ts";
 
 import v1 = api.runtime.linux.shim.v1;
+
+modes(["hosted", "alone"], "other processes carry the load in each");
 
 /** How much there is of something: what the environment says, or what suits every run. */
 function sizeOf(variable: string, otherwise: number): number {
@@ -149,6 +152,8 @@ async function deleteEnded(containerd: Containerd, id: string, status: number): 
   if (status !== 0) assertMatch(stderr, new RegExp(`exit code ${status}"$`, "m"));
   await containerd.must("container", "delete", id);
 }
+
+modes(["hosted", "mixed"], "shims of both kinds share a containerd");
 
 Deno.test(`${CONTAINERS} containers at once print, run an exec each, and end with their own statuses`, () =>
   withContainerd(async (containerd) => {

@@ -2,6 +2,9 @@
 
 import { assertEquals, assertMatch } from "@std/assert";
 import { withContainerd } from "./harness.ts";
+import { modes } from "./modes.ts";
+
+modes(["hosted", "alone"], "another process writes the log in each");
 
 /** A line as logrus writes it, with the message that a shim begins with. */
 const FIRST_LINE =

@@ -4,9 +4,12 @@ import { assert, assertEquals, assertMatch } from "@std/assert";
 import { Code } from "../../lib/ttrpc/status.ts";
 import { IS_OURS, onlyOurs } from "./env.ts";
 import { withContainerd } from "./harness.ts";
+import { modes } from "./modes.ts";
 import { countDescriptors, isAlive } from "./proc.ts";
 import { assertStatus, type Shim, withShim } from "./shim.ts";
 import { until } from "./until.ts";
+
+modes(["hosted", "alone"], "another process starts loggers in each");
 
 /** Makes a logger of a shell script, and gives its URI; FOLDER in the script stands for the test's folder. */
 function makeLogger(folder: string, script: string, query = ""): string {

@@ -4,10 +4,13 @@ import { assertEquals } from "@std/assert";
 import { forAll, numbers } from "./at_a_time.ts";
 import { inEachForm, SHIM } from "./env.ts";
 import { type Containerd, withContainerd } from "./harness.ts";
+import { modes } from "./modes.ts";
+
+modes(["alone"], "host_test runs as many containers in hosts, in turn and at once");
 
 /** How many containers each test runs; fewer in a form that is not the one to be shipped. */
-const MANY = 200;
-const FEWER = 40;
+const MANY = 100;
+const FEWER = 20;
 /** How many run at once, where they do. */
 const AT_A_TIME = 4;
 

@@ -3,9 +3,12 @@
 import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { StatusError } from "../../lib/ttrpc/status.ts";
 import { inEachForm, onlyOurs, onlyOursInEachForm } from "./env.ts";
+import { modes } from "./modes.ts";
 import { isAlive, processOf } from "./proc.ts";
 import { withShim } from "./shim.ts";
 import { until } from "./until.ts";
+
+modes(["hosted", "alone"], "exits are known in another way in each");
 
 /** Becomes the parent of what a command of runc starts, and stays to reap it: prctl(PR_SET_CHILD_SUBREAPER). */
 const ADOPTING = (command: string) =>

@@ -7,8 +7,11 @@ import { ASIDE, hashOf, PACKAGE, type Packages, PATH, SMALL, VERSIONS, withPacka
 import { OUR_EXECUTABLE } from "./env.ts";
 import { killHost, onlyHosted } from "./host.ts";
 import { type Containerd, withContainerd } from "./harness.ts";
+import { modes } from "./modes.ts";
 import { isHolder } from "./proc.ts";
 import { until } from "./until.ts";
+
+modes(["hosted"], "what is installed, and where, does not depend on the mode; what runs meanwhile has hosts");
 
 /** Runs `test` with a containerd of that machine's, which looks for its shim where it always does. */
 function withDaemon(packages: Packages, test: (containerd: Containerd) => Promise<void>): Promise<void> {

@@ -3,7 +3,10 @@
 import { assert, assertEquals } from "@std/assert";
 import { EXECUTABLE, inEachForm, IS_OURS, onlyOurs } from "./env.ts";
 import { withContainerd } from "./harness.ts";
+import { modes } from "./modes.ts";
 import { argumentsOf, descendants, processOf, threadMasks } from "./proc.ts";
+
+modes(["hosted", "alone"], "it is about the process that containerd starts");
 
 /** Some of those that the shim takes over: signal(7). */
 const TAKEN_OVER = { SIGHUP: 1, SIGINT: 2, SIGUSR1: 10, SIGUSR2: 12, SIGPIPE: 13, SIGTERM: 15, SIGCHLD: 17 };

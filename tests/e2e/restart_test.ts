@@ -3,8 +3,11 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { inEachForm, onlyOurs } from "./env.ts";
 import { withContainerd } from "./harness.ts";
+import { modes } from "./modes.ts";
 import { descendants, isAlive } from "./proc.ts";
 import { until } from "./until.ts";
+
+modes(["hosted", "alone"], "another process lives on without containerd in each");
 
 inEachForm(
   "a container lives on when containerd is killed, and is found again",
@@ -64,6 +67,8 @@ onlyOurs(
       await containerd.must("container", "delete", id);
     }, { trace: true }),
 );
+
+modes(["hosted", "mixed"], "shims of both kinds find the containerd that is back");
 
 onlyOurs(
   "it tells once, and forgets",

@@ -2,8 +2,11 @@
 
 import { assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { withContainerd } from "./harness.ts";
+import { modes } from "./modes.ts";
 import { mountsBelow } from "./proc.ts";
 import { makeImage } from "./rootfs.ts";
+
+modes(["hosted"], "mounts are made by the same code in each mode");
 
 const IMAGE = "localhost/busybox:test";
 

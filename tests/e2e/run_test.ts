@@ -3,7 +3,10 @@
 import { assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { onlyOurs } from "./env.ts";
 import { withContainerd } from "./harness.ts";
+import { modes } from "./modes.ts";
 import { until } from "./until.ts";
+
+modes(["hosted", "alone"], "the main job");
 
 Deno.test("ctr run prints a container's output and exits with 0", () =>
   withContainerd(async (containerd) => {

@@ -6,12 +6,15 @@ import { Code, StatusError } from "../../lib/ttrpc/status.ts";
 import { IS_OURS, onlyOurs, onlyOursInEachForm, WAY } from "./env.ts";
 import { assertEnds, assertSupervised, processesOf, untilDenoIsComplete, withServed } from "./fault.ts";
 import { HOSTS, type Machine, withHosted } from "./host.ts";
+import { modes } from "./modes.ts";
 import { descriptorsOf } from "./proc.ts";
 import { SERVICE, type Shim, Status, withShim } from "./shim.ts";
 import { connectAs, NOBODY, SEQPACKET } from "./stranger.ts";
 import { PATIENCE_MS, until } from "./until.ts";
 
 import v1 = containerd.runtime.linux.shim.v1;
+
+modes(["hosted", "alone"], "other processes have sockets, files and an environment in each");
 
 const STRANGERS = [[NOBODY, NOBODY], [NOBODY, 0], [0, NOBODY]] as const;
 
@@ -43,7 +46,7 @@ if (IS_OURS && WAY === "hosted") {
     () =>
       withHosted({}, async (shim, machine) => {
         const init = await shim.run();
-        assertEquals(modes(machine), ["700", "600", "600"]);
+        assertEquals(permissions(machine), ["700", "600", "600"]);
         const { path } = machine.host();
         const options = { type: SEQPACKET, prefix: machine.prefix };
         assertMatch(await connectAs(path, NOBODY, NOBODY, options), /^cannot connect: Permission denied/);
@@ -63,7 +66,7 @@ if (IS_OURS && WAY === "hosted") {
 }
 
 /** Modes of the folder for hosts, of the socket of its host, and of its lock. */
-function modes(machine: Machine): string[] {
+function permissions(machine: Machine): string[] {
   const host = machine.host();
   assert(host.path.startsWith(`${HOSTS}/`));
   const files = [machine.folder, machine.fileOf(host), machine.fileOf(host, ".lock")];

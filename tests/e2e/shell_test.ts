@@ -4,8 +4,11 @@ import { assertEquals, assertMatch } from "@std/assert";
 import { must, type Running, start } from "./command.ts";
 import { type Containerd, withContainerd } from "./harness.ts";
 import { containerProcesses } from "./leftovers.ts";
+import { modes } from "./modes.ts";
 import { descendants, processOf } from "./proc.ts";
 import { until } from "./until.ts";
+
+modes(["hosted", "alone"], "a terminal comes to a host through a holder");
 
 /** What is pasted, in bytes. */
 const PASTED = 1 << 20;

@@ -13,9 +13,12 @@ import { onlyOurs, WAY } from "./env.ts";
 import { withEvidence } from "./evidence.ts";
 import { onlyHosted, withHosted } from "./host.ts";
 import { names } from "./leftovers.ts";
+import { modes } from "./modes.ts";
 import { isAlive } from "./proc.ts";
 import { GatedRuntime } from "./takeover.ts";
 import { pause, until } from "./until.ts";
+
+modes(["hosted", "alone"], "it is a holder that is killed, or a shim by itself");
 
 const DEATHS = Number(Deno.env.get("DEATHS") ?? 20);
 const SEED = Number(Deno.env.get("DEATHS_SEED") ?? Date.now() % 2 ** 32);

@@ -2,9 +2,12 @@
 
 import { assert, assertEquals } from "@std/assert";
 import { inEachForm, IS_OURS, onlyOursInEachForm } from "./env.ts";
+import { modes } from "./modes.ts";
 import { isAlive, mountsBelow, processOf } from "./proc.ts";
 import { Status, withShim } from "./shim.ts";
 import { until } from "./until.ts";
+
+modes(["hosted", "alone"], "the end of a holder is not the end of a shim by itself");
 
 for (const signal of ["SIGTERM", "SIGINT"] as const) {
   onlyOursInEachForm(

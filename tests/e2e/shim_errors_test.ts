@@ -5,11 +5,14 @@ import { containerd } from "../../lib/api/mod.js";
 import { Client } from "../../lib/ttrpc/client.ts";
 import { Code } from "../../lib/ttrpc/status.ts";
 import { onlyOurs } from "./env.ts";
+import { modes } from "./modes.ts";
 import { isAlive } from "./proc.ts";
 import { assertStatus, SERVICE, type Shim, Status, withShim } from "./shim.ts";
 import { PATIENCE_MS } from "./until.ts";
 
 import v1 = containerd.runtime.linux.shim.v1;
+
+modes(["hosted"], "requests are answered by the same code in each mode");
 
 const EMPTY = new Uint8Array();
 /** A field of a type that there is not, and the end in the middle of it. */

@@ -4,8 +4,11 @@ import { assert, assertEquals } from "@std/assert";
 import { IS_OURS, onlyOurs } from "./env.ts";
 import type { Published } from "./events.ts";
 import { names } from "./leftovers.ts";
+import { modes } from "./modes.ts";
 import { seconds, type Shim, withShim } from "./shim.ts";
 import { until } from "./until.ts";
+
+modes(["hosted", "alone"], "exits are known in another way in each");
 
 /** Fails unless this is the exit of a process of the shim's container. */
 function assertExit(shim: Shim, published: Published, id: string, pid: number, status: number, at: number): void {

@@ -5,9 +5,12 @@ import { Code } from "../../lib/ttrpc/status.ts";
 import { must, start } from "./command.ts";
 import { expectFinishedNotFound } from "./behaviour.ts";
 import { IS_OURS } from "./env.ts";
+import { modes } from "./modes.ts";
 import { descendants, isAlive, processOf } from "./proc.ts";
 import { assertStatus, type Shim, Status, withShim } from "./shim.ts";
 import { until } from "./until.ts";
+
+modes(["hosted", "alone"], "signals are sent, and exits known, in another way in each");
 
 /** signal(7) */
 const SIGUSR2 = 12, SIGTERM = 15, SIGKILL = 9;

@@ -4,9 +4,12 @@ import { assert, assertEquals, assertRejects } from "@std/assert";
 import { Code, StatusError } from "../../lib/ttrpc/status.ts";
 import { expectPidsKnown, INIT_WITH_ONE_CHILD } from "./behaviour.ts";
 import { IS_OURS } from "./env.ts";
+import { modes } from "./modes.ts";
 import { isAlive, processOf } from "./proc.ts";
 import { assertStatus, Status, withShim } from "./shim.ts";
 import { until } from "./until.ts";
+
+modes(["hosted", "alone"], "the main job");
 
 /** Fails unless a time, in seconds since the epoch, is between two moments of ours, in ms. */
 function assertBetween(before: number, at: number, after: number): void {

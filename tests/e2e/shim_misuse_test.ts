@@ -6,11 +6,14 @@ import { ttrpc } from "../../lib/api/ttrpc.js";
 import { Code, StatusError } from "../../lib/ttrpc/status.ts";
 import { onlyOurs } from "./env.ts";
 import { openFiles, withMachine } from "./host.ts";
+import { modes } from "./modes.ts";
 import { assertStatus, SERVICE, type Shim, withShim } from "./shim.ts";
 import { PATIENCE_MS, until } from "./until.ts";
 import { encodeFrame, RawConnection, REQUEST } from "./wire.ts";
 
 import v1 = containerd.runtime.linux.shim.v1;
+
+modes(["hosted"], "requests are answered by the same code in each mode");
 
 onlyOurs(
   "it closes the connection",

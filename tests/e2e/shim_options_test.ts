@@ -3,7 +3,10 @@
 import { assert, assertEquals } from "@std/assert";
 import { containerd } from "../../lib/api/mod.js";
 import { onlyOurs } from "./env.ts";
+import { modes } from "./modes.ts";
 import { type Shim, withShim } from "./shim.ts";
+
+modes(["hosted"], "the runtime is given its arguments by the same code in each mode; flags_test has what is not");
 
 const { CreateOptions } = containerd.linux.runc;
 

@@ -6,9 +6,12 @@ import { Code, StatusError } from "../../lib/ttrpc/status.ts";
 import { must } from "./command.ts";
 import { onlyOurs } from "./env.ts";
 import { loopsBelow, paths } from "./leftovers.ts";
+import { modes } from "./modes.ts";
 import { isAlive, type MountInfo, mountsBelow, parseMountInfo, processes } from "./proc.ts";
 import { assertStatus, type Shim, withShim } from "./shim.ts";
 import { until } from "./until.ts";
+
+modes(["hosted"], "mounts are made by the same code in each mode");
 
 type Mounts = containerd.types.IMount[];
 

@@ -3,7 +3,10 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { Code } from "../../lib/ttrpc/status.ts";
 import { onlyOurs, onlyOursInEachForm, OUR_EXECUTABLE } from "./env.ts";
+import { modes } from "./modes.ts";
 import { assertStatus, withShim } from "./shim.ts";
+
+modes(["hosted", "alone"], "another process starts the runtime in each");
 
 Deno.test("a runtime that there is not, or that cannot be executed, is named; the next Create works", () =>
   withShim({ args: ["true"] }, async (shim) => {

@@ -2,8 +2,11 @@
 
 import { assertEquals } from "@std/assert";
 import { inEachForm } from "./env.ts";
+import { modes } from "./modes.ts";
 import { askPid, Status, withShim } from "./shim.ts";
 import { connectAs, NOBODY } from "./stranger.ts";
+
+modes(["hosted", "alone"], "another process listens in each");
 
 inEachForm(
   "a peer of another user or group is refused, and nothing of it is read",

@@ -3,8 +3,11 @@
 import { assertEquals, assertRejects } from "@std/assert";
 import { Code, StatusError } from "../../lib/ttrpc/status.ts";
 import { IS_OURS, onlyOurs } from "./env.ts";
+import { modes } from "./modes.ts";
 import { assertStatus, type Shim, Status, withShim } from "./shim.ts";
 import { until } from "./until.ts";
+
+modes(["hosted"], "requests are answered by the same code in each mode");
 
 /** The Go shim has no code for it. */
 const NOT_ALLOWED = IS_OURS ? Code.FAILED_PRECONDITION : Code.UNKNOWN;

@@ -4,9 +4,12 @@ import { assert, assertEquals, assertRejects } from "@std/assert";
 import { StatusError } from "../../lib/ttrpc/status.ts";
 import { onlyOurs } from "./env.ts";
 import { Writer } from "./fifo.ts";
+import { modes } from "./modes.ts";
 import { countDescriptors, descriptorsOf } from "./proc.ts";
 import { type Attached, type Shim, Status, withShim } from "./shim.ts";
 import { until } from "./until.ts";
+
+modes(["hosted", "alone"], "another process opens the streams in each");
 
 /** Says something on both outputs. */
 const BOTH = ["sh", "-c", "echo out; echo err >&2; exit 4"];

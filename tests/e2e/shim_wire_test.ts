@@ -4,10 +4,13 @@ import { assertEquals } from "@std/assert";
 import { containerd } from "../../lib/api/mod.js";
 import { Code } from "../../lib/ttrpc/status.ts";
 import { onlyOurs } from "./env.ts";
+import { modes } from "./modes.ts";
 import { SERVICE, type Shim, withShim } from "./shim.ts";
 import { RawConnection, REQUEST, RESPONSE } from "./wire.ts";
 
 import v1 = containerd.runtime.linux.shim.v1;
+
+modes(["hosted"], "requests are answered by the same code in each mode");
 
 /** What a payload may have, in bytes. */
 const LIMIT = 4 << 20;

@@ -4,9 +4,12 @@ import { assert, assertEquals, assertMatch } from "@std/assert";
 import { kill } from "../../ffi/process.ts";
 import { Signal } from "../../ffi/signals.ts";
 import { type Form, inEachForm, onlyOurs, onlyOursInEachForm } from "./env.ts";
+import { modes } from "./modes.ts";
 import { isAlive, processOf } from "./proc.ts";
 import { Status, withShim } from "./shim.ts";
 import { until } from "./until.ts";
+
+modes(["hosted", "alone"], "signals come to a host through a holder");
 
 /** Those that no program of this kind ends by: some do something in the shim, and the others nothing. */
 const HARMLESS = [

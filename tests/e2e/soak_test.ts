@@ -5,6 +5,9 @@ import { plot } from "../soak/plot.ts";
 import { csv, growths, type Sample } from "../soak/samples.ts";
 import { soak } from "../soak/soak.ts";
 import { onlyHosted } from "./host.ts";
+import { modes } from "./modes.ts";
+
+modes(["hosted"], "hosts are killed in it");
 
 const SECONDS = Number(Deno.env.get("SOAK_SECONDS") ?? 20);
 const SEED = Number(Deno.env.get("SOAK_SEED") ?? Date.now() % 2 ** 32);

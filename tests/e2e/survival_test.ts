@@ -6,6 +6,9 @@ import { OURS } from "../survival/subjects.ts";
 import { flawOf } from "../survival/talker.ts";
 import { withEvidence } from "./evidence.ts";
 import { onlyHosted } from "./host.ts";
+import { modes } from "./modes.ts";
+
+modes(["hosted"], "hosts are killed in it");
 
 /** What is lost, by who is killed. */
 const LOST: Readonly<Record<Victim, readonly string[]>> = {

@@ -17,11 +17,14 @@ import {
   openFiles,
   withHosted,
 } from "./host.ts";
+import { modes } from "./modes.ts";
 import { argumentsOf, isAlive, processOf } from "./proc.ts";
 import { assertStatus, SERVICE, type Shim, type ShimOptions, Status } from "./shim.ts";
 import { GatedRuntime, later, replaceHost, withoutHost } from "./takeover.ts";
 import { until } from "./until.ts";
 import { RawConnection } from "./wire.ts";
+
+modes(["hosted"], "it is about hosts that take over");
 
 /** Kills a machine's only host, does something before any other comes, and waits until it has. */
 async function replaceHostAfter(machine: Machine, change: () => Promise<unknown> | void): Promise<Host> {

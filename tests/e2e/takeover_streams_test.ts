@@ -3,10 +3,13 @@
 import { assert, assertEquals } from "@std/assert";
 import { Reader, Writer } from "./fifo.ts";
 import { assertExecs, endContainer, type Machine, onlyHosted, withHosted } from "./host.ts";
+import { modes } from "./modes.ts";
 import { descriptorsOf, isAlive } from "./proc.ts";
 import { type Shim, Status } from "./shim.ts";
 import { GatedRuntime, later, replaceHost, withoutHost } from "./takeover.ts";
 import { pause, until } from "./until.ts";
+
+modes(["hosted"], "it is about hosts that take over");
 
 /** How many hosts a test kills where more than one are to be. */
 const HOSTS = 3;

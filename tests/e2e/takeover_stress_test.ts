@@ -11,6 +11,7 @@ import { Exits } from "./exits.ts";
 import type { Containerd } from "./harness.ts";
 import { assertOpenFiles, type Host, type Machine, onlyHosted, openFiles, withMachine } from "./host.ts";
 import { paths } from "./leftovers.ts";
+import { modes } from "./modes.ts";
 import { bursting, numbered, NumberedLines } from "./numbered.ts";
 import { Seeded } from "./seeded.ts";
 import {
@@ -30,6 +31,8 @@ import {
 } from "./storm.ts";
 import { Echo } from "./talk.ts";
 import { pause, until, within } from "./until.ts";
+
+modes(["hosted"], "it is about hosts that take over");
 
 /** How often the host is killed. */
 const TAKEOVERS = Number(Deno.env.get("TAKEOVERS") ?? 40);

@@ -4,10 +4,13 @@ import { assert, assertEquals } from "@std/assert";
 import { Code } from "../../lib/ttrpc/status.ts";
 import { type Reader, Writer } from "./fifo.ts";
 import { assertExecs, endContainer, killHost, type Machine, onlyHosted, withHosted } from "./host.ts";
+import { modes } from "./modes.ts";
 import { argumentsOf, isAlive, parseMountInfo, processOf } from "./proc.ts";
 import { assertStatus, type Shim, type ShimOptions, Status } from "./shim.ts";
 import { GatedRuntime, later, type Moment, replaceHost, untilZombie, withoutHost } from "./takeover.ts";
 import { until } from "./until.ts";
+
+modes(["hosted"], "it is about hosts that take over");
 
 /** How many hosts a test kills where more than one are to be. */
 const HOSTS = 3;

@@ -5,12 +5,15 @@ import { containerd } from "../../lib/api/mod.js";
 import { ttrpc } from "../../lib/api/ttrpc.js";
 import { Code } from "../../lib/ttrpc/status.ts";
 import { assertOpenFiles, endContainer, onlyHosted, openFiles, withHosted } from "./host.ts";
+import { modes } from "./modes.ts";
 import { assertStatus, seconds, SERVICE, type Shim, Status } from "./shim.ts";
 import { later, replaceHost, withoutHost } from "./takeover.ts";
 import { until } from "./until.ts";
 import { encodeFrame, RawConnection, REQUEST, RESPONSE } from "./wire.ts";
 
 import v1 = containerd.runtime.linux.shim.v1;
+
+modes(["hosted"], "it is about hosts that take over");
 
 const MIB = 1 << 20;
 /** What a payload may have, in bytes. */

@@ -3,7 +3,10 @@
 import { assertEquals, assertMatch } from "@std/assert";
 import { Code } from "../../lib/ttrpc/status.ts";
 import { type Reader, Writer } from "./fifo.ts";
+import { modes } from "./modes.ts";
 import { assertStatus, type Shim, withShim } from "./shim.ts";
+
+modes(["hosted", "alone"], "a terminal comes to a host through a holder");
 
 /** Creates the container with a terminal, and gives the test's end of it. */
 async function createWithTerminal(shim: Shim): Promise<{ readonly stdin: string; readonly output: Reader }> {

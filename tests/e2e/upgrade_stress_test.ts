@@ -9,6 +9,7 @@ import { assertEquals } from "@std/assert";
 import { Builds, upgrade } from "./builds.ts";
 import type { Form } from "./env.ts";
 import { assertOpenFiles, type Host, onlyHosted, openFiles, withMachine } from "./host.ts";
+import { modes } from "./modes.ts";
 import { bursting, numbered } from "./numbered.ts";
 import { Seeded } from "./seeded.ts";
 import {
@@ -26,6 +27,8 @@ import {
   withScene,
 } from "./storm.ts";
 import { pause, until } from "./until.ts";
+
+modes(["hosted"], "it is about hosts that take over");
 
 /** How often a build takes over from the other. */
 const UPGRADES = Number(Deno.env.get("UPGRADES") ?? 6);

@@ -25,6 +25,7 @@ import {
   withShims,
 } from "./host.ts";
 import { names, RUNC_ROOT } from "./leftovers.ts";
+import { modes } from "./modes.ts";
 import { numbered } from "./numbered.ts";
 import { Log, Printed } from "./printing.ts";
 import { isAlive, processOf } from "./proc.ts";
@@ -33,6 +34,8 @@ import { PATIENCE_MS, until } from "./until.ts";
 import { encodeFrame, RawConnection, REQUEST } from "./wire.ts";
 
 import v1 = api.runtime.linux.shim.v1;
+
+modes(["hosted"], "it is about hosts that take over");
 
 /** The build of our executable, and another. */
 const OLD = OUR_EXECUTABLE;

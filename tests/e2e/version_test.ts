@@ -7,10 +7,13 @@ import { must, run } from "./command.ts";
 import { OUR_EXECUTABLE } from "./env.ts";
 import { names } from "./leftovers.ts";
 import { HOSTS, onlyHosted, withMachine } from "./host.ts";
+import { modes } from "./modes.ts";
 
-/** Runs a command line of a shell, in which `$0` is the executable. */
-function shell(line: string) {
-  return run(["sh", "-c", line, OUR_EXECUTABLE]);
+modes(["hosted"], "what the program says of itself does not depend on the mode");
+
+/** Runs a command line of a shell, in which `$0` is the executable, on some machine. */
+function shell(line: string, prefix: readonly string[] = []) {
+  return run([...prefix, "sh", "-c", line, OUR_EXECUTABLE]);
 }
 
 /** Has a socket that listens as descriptor 3, and becomes the rest of the command line. */
@@ -58,14 +61,16 @@ onlyHosted(
     }),
 );
 
-onlyHosted("with standard streams that are closed, it does the same", async () => {
-  const expected = { "-version": 0, "-h": 0, "-nosuch": 2, "upgrade --dry-run": 0, "upgrade -nosuch": 2 };
-  for (const [args, status] of Object.entries(expected)) {
-    for (const closed of ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"]) {
-      assertEquals((await shell(`"$0" ${args} ${closed}`)).code, status, `${args} ${closed}`);
+// An upgrade looks at hosts: not at those of others, of which one may just end.
+onlyHosted("with standard streams that are closed, it does the same", () =>
+  withMachine(async ({ prefix }) => {
+    const expected = { "-version": 0, "-h": 0, "-nosuch": 2, "upgrade --dry-run": 0, "upgrade -nosuch": 2 };
+    for (const [args, status] of Object.entries(expected)) {
+      for (const closed of ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"]) {
+        assertEquals((await shell(`"$0" ${args} ${closed}`, prefix)).code, status, `${args} ${closed}`);
+      }
     }
-  }
-});
+  }));
 
 onlyHosted("where what it says cannot be written, it fails", async () => {
   const { code, stderr } = await shell(`"$0" -version >/dev/full`);

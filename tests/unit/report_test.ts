@@ -2,7 +2,7 @@
 
 import { assert, assertEquals } from "@std/assert";
 import { CHOICES } from "../quick.ts";
-import { describe, failures, readReport, uncaughtErrors } from "../report.ts";
+import { describe, failures, longest, readReport, uncaughtErrors } from "../report.ts";
 
 /** As `deno test --junit-path` writes it. */
 const REPORT = `<?xml version="1.0" encoding="UTF-8"?>
@@ -49,6 +49,26 @@ Deno.test("a report's tests are found, with what has failed and what has been sk
   assertEquals(cases.map(({ name }) => name), ["echo x | ctr run 'cat' ends", "passes", "is skipped", "is cancelled"]);
   assertEquals(cases.map(({ isSkipped }) => isSkipped), [false, false, true, false]);
   assertEquals(cases.map(({ failure }) => failure !== undefined), [true, false, false, true]);
+});
+
+Deno.test("a test that a function of another file has registered is told of with its own file", () => {
+  const printed = "\x1b[0mrunning 1 test from ./tests/e2e/exec_test.ts\x1b[0m\nis skipped ... ignored (0ms)\n" +
+    "running 2 tests from ./tests/e2e/run_test.ts\npasses ...\n--- output ---\nno test ... of these\n ok (28ms)\n";
+  const told = (report: string) => readReport(report, printed).slice(1, 3).map(({ file, line }) => [file, line]);
+  assertEquals(told(REPORT), [["tests/e2e/run_test.ts", 16], ["tests/e2e/run_test.ts", 17]]);
+  assertEquals(told(REPORT.replaceAll("run_test.ts", "env.ts")), [
+    ["tests/e2e/run_test.ts", undefined],
+    ["tests/e2e/exec_test.ts", undefined],
+  ]);
+});
+
+Deno.test("the files that take longest are told, and how long that is", () => {
+  const cases = [["a", 1.5], ["b", 7], ["a", 2.6], ["c", 0.2]].map(([file, seconds]) => ({
+    ...readReport(REPORT)[1]!,
+    file: `${file}`,
+    seconds: Number(seconds),
+  }));
+  assertEquals(longest(cases, 1), "     7 s  b\n     4 s  a\n");
 });
 
 Deno.test("a failure is told with its file, its reason, what was seen, and a command that the shell takes", () => {
