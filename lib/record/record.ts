@@ -10,7 +10,9 @@ import { count, flag, json, list, maybe, object, type Of, text, time, word } fro
 /** The name of the file, in the bundle. */
 export const RECORD_FILE = "shim.state";
 /** Tells what the file has in it; one of another version is not read. */
-export const RECORD_VERSION = 1;
+export const RECORD_VERSION = 2;
+/** Those that are read: one of version 1 has nothing of the last error and warning, and is the same otherwise. */
+export const READ_VERSIONS: readonly number[] = [1, RECORD_VERSION];
 
 const stdio = object({ stdin: text, stdout: text, stderr: text, terminal: flag });
 
@@ -116,9 +118,18 @@ const event = object({
   value: text,
 });
 
+/**
+ * An error or a warning of the log.
+ *
+ * @internal its fields are those written here
+ */
+export const trouble = object({ at: time, message: text, fields: list(object({ name: text, value: text })) });
+
 const record = object({
   /** How often a host of this container has died, and when and how the last one has. */
   crashes: object({ count, at: time, reason: text }),
+  lastError: maybe(trouble),
+  lastWarning: maybe(trouble),
   /** The host that has written this; 0 when it has given the container up. */
   host: count,
   /** Its build, a number that is too large for one of JSON's. */
@@ -180,6 +191,13 @@ export type CommandRecord = Of<typeof command>;
 export type AnswerRecord = Of<typeof answer>;
 
 /**
+ * See {@link trouble}.
+ *
+ * @internal its fields are those written there
+ */
+export type TroubleRecord = Of<typeof trouble>;
+
+/**
  * All of it.
  *
  * @internal its fields are those of the schema above
@@ -206,8 +224,8 @@ export function versionOf(written: string): number | undefined {
 export function decodeRecord(written: string): ShimRecord {
   const [, version, length, sum, body] = /^containerd-shim (\d+) (\d+) ([0-9a-f]+)\n([^]*)\n$/.exec(written) ?? [];
   if (version === undefined) throw new Error("it is not whole");
-  if (Number(version) !== RECORD_VERSION) {
-    throw new Error(`it is of version ${version}, and this shim reads version ${RECORD_VERSION}`);
+  if (!READ_VERSIONS.includes(Number(version))) {
+    throw new Error(`it is of version ${version}, and this shim reads version ${READ_VERSIONS.join(" and ")}`);
   }
   if (body!.length !== Number(length) || checksum(body!) !== sum) throw new Error("it is not what was written");
   return record(JSON.parse(body!), "the record");

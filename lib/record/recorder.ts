@@ -9,8 +9,8 @@ import {
   type AnswerRecord,
   decodeRecord,
   encodeRecord,
+  READ_VERSIONS,
   RECORD_FILE,
-  RECORD_VERSION,
   type ShimRecord,
   versionOf,
 } from "./record.ts";
@@ -147,7 +147,7 @@ export class Recorder implements Journal {
 /** Whether this build can go on with what has been written down in a folder, as far as its version tells. */
 export function canRead(folder: string): boolean {
   try {
-    return versionOf(Deno.readTextFileSync(`${folder}/${RECORD_FILE}`)) === RECORD_VERSION;
+    return READ_VERSIONS.includes(versionOf(Deno.readTextFileSync(`${folder}/${RECORD_FILE}`))!);
   } catch (error) {
     return error instanceof Deno.errors.NotFound;
   }

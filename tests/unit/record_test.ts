@@ -7,6 +7,7 @@ import {
   decodeRecord,
   encodeRecord,
   type ProcessRecord,
+  READ_VERSIONS,
   RECORD_VERSION,
   type ShimRecord,
   versionOf,
@@ -26,6 +27,8 @@ const PROCESS: ProcessRecord = {
 /** A record in which everything is there that there may be. */
 const FULL: ShimRecord = {
   crashes: { count: 2, at: 1_700_000_000_000, reason: "signal 9" },
+  lastError: { at: 1_700_000_000_000, message: "call failed", fields: [{ name: "error", value: "no\nway" }] },
+  lastWarning: { at: 1_700_000_000_001, message: "a logger has ended", fields: [{ name: "status", value: "1" }] },
   host: 4700,
   build: "17293822569102704640",
   serial: 17,
@@ -74,6 +77,8 @@ const FULL: ShimRecord = {
 /** A record of a shim that has no container. */
 const EMPTY: ShimRecord = {
   crashes: { count: 0, at: 0, reason: "" },
+  lastError: undefined,
+  lastWarning: undefined,
   ...{ host: 1, build: "0", serial: 0, isEnding: true },
   container: undefined,
   ...{ commands: [], answers: [], events: [], unclaimed: [] },
@@ -83,7 +88,7 @@ const EMPTY: ShimRecord = {
 const OPTIONAL = [
   ...["container", "checkpoint", "ending", "exit", "streams", "folder", "spec", "status of commands", "payload"],
   ...["workPath", "tcpEstablished", "externalUnixSockets", "shellJob", "fileLocks", "manageCgroupsMode"],
-  "emptyNamespaces",
+  ...["emptyNamespaces", "lastError", "lastWarning"],
 ];
 /** Numbers that may be negative, and need not be whole. */
 const TIMES = ["at"];
@@ -175,12 +180,22 @@ Deno.test("two records in each other's place are refused", () => {
 
 Deno.test("a record of another version is refused with a sentence that names both", () => {
   const text = encodeRecord(FULL).replace(`shim ${RECORD_VERSION} `, "shim 4711 ");
-  assertThrows(() => decodeRecord(text), Error, `it is of version 4711, and this shim reads version ${RECORD_VERSION}`);
+  assertThrows(
+    () => decodeRecord(text),
+    Error,
+    `it is of version 4711, and this shim reads version ${READ_VERSIONS.join(" and ")}`,
+  );
   assertEquals(versionOf(text), 4711);
   assertEquals(versionOf(encodeRecord(FULL)), RECORD_VERSION);
   for (const other of ["", "containerd-shim", "containerd-shim x ", " containerd-shim 1 "]) {
     assertEquals(versionOf(other), undefined);
   }
+});
+
+Deno.test("a record of the version before, which has nothing of the last error and warning, is read", () => {
+  const record = { ...FULL, lastError: undefined, lastWarning: undefined };
+  const text = encodeRecord(record).replace(`shim ${RECORD_VERSION} `, "shim 1 ");
+  assertEquals(decodeRecord(text), record);
 });
 
 Deno.test("what is no record is refused", () => {
@@ -224,7 +239,7 @@ Deno.test("a record with a list in which something is of another type is refused
       assertRefused(field.with([...field.value, other]), new RegExp(`^${quoted(field.path)}\\[\\d+\\] is not `));
     }
   }
-  assertEquals(lists, 10);
+  assertEquals(lists, 12);
 });
 
 Deno.test("a record with a number that cannot be is refused", () => {
@@ -257,7 +272,7 @@ Deno.test("a record with a field that nobody knows is refused, and named", () =>
     }
   }
   const inLists = FIELDS.filter(({ value }) => Array.isArray(value) && typeOf(value[0]) === "object");
-  assertEquals(inLists.length, 8);
+  assertEquals(inLists.length, 10);
   for (const field of inLists) {
     const changed = withMore((field.value as unknown[])[0], "other");
     assertRefused(field.with([changed]), new RegExp(`^${quoted(field.path)}\\[0\\] has a field "other"$`));
