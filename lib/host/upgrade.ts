@@ -14,7 +14,7 @@ import { after } from "../../ffi/timer.ts";
 import { connectToPackets } from "../../ffi/socket.ts";
 import { parseCommand, UPGRADE, usageOfCommand } from "../commands.ts";
 import { messageOf } from "../errors.ts";
-import { READ_VERSIONS } from "../record/record.ts";
+import { canReadVersion, RECORD_VERSION } from "../record/record.ts";
 import { type AboutHost, aboutHost, MAX_MESSAGE, ownBuild, upgradeRequest } from "./protocol.ts";
 
 /** Where hosts have their sockets: lib/standalone/entry.c. */
@@ -60,11 +60,11 @@ export async function run(args: readonly string[], say: (text: string) => void):
       const name = `host ${about.pid} with ${about.containers} container${about.containers === 1 ? "" : "s"}`;
       if (about.build === `${build}`) {
         say(`${name} is of this build\n`);
-      } else if (!READ_VERSIONS.includes(about.recordVersion)) {
+      } else if (!canReadVersion(about.recordVersion)) {
         isAll = false;
         say(
           `${name} stays: it writes version ${about.recordVersion} of its containers' states, ` +
-            `and this build reads version ${READ_VERSIONS.join(" and ")}\n`,
+            `and this build reads versions up to ${RECORD_VERSION}\n`,
         );
       } else if (options.values["dry-run"]) {
         say(`${name} would hand over to this build\n`);

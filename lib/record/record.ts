@@ -9,10 +9,13 @@ import { count, flag, json, list, maybe, object, type Of, text, time, word } fro
 
 /** The name of the file, in the bundle. */
 export const RECORD_FILE = "shim.state";
-/** Tells what the file has in it; one of another version is not read. */
+/** Tells what the file has in it: the version that is written. */
 export const RECORD_VERSION = 2;
-/** Those that are read: one of version 1 has nothing of the last error and warning, and is the same otherwise. */
-export const READ_VERSIONS: readonly number[] = [1, RECORD_VERSION];
+
+/** Whether a file of this version can be read: version 1 lacks what may be missing in version 2. */
+export function canReadVersion(version: number | undefined): boolean {
+  return version === 1 || version === RECORD_VERSION;
+}
 
 const stdio = object({ stdin: text, stdout: text, stderr: text, terminal: flag });
 
@@ -128,6 +131,7 @@ export const trouble = object({ at: time, message: text, fields: list(object({ n
 const record = object({
   /** How often a host of this container has died, and when and how the last one has. */
   crashes: object({ count, at: time, reason: text }),
+  /** The last of each that the log has had; none in version 1. */
   lastError: maybe(trouble),
   lastWarning: maybe(trouble),
   /** The host that has written this; 0 when it has given the container up. */
@@ -224,8 +228,8 @@ export function versionOf(written: string): number | undefined {
 export function decodeRecord(written: string): ShimRecord {
   const [, version, length, sum, body] = /^containerd-shim (\d+) (\d+) ([0-9a-f]+)\n([^]*)\n$/.exec(written) ?? [];
   if (version === undefined) throw new Error("it is not whole");
-  if (!READ_VERSIONS.includes(Number(version))) {
-    throw new Error(`it is of version ${version}, and this shim reads version ${READ_VERSIONS.join(" and ")}`);
+  if (!canReadVersion(Number(version))) {
+    throw new Error(`it is of version ${version}, and this shim reads versions up to ${RECORD_VERSION}`);
   }
   if (body!.length !== Number(length) || checksum(body!) !== sum) throw new Error("it is not what was written");
   return record(JSON.parse(body!), "the record");

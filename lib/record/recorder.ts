@@ -7,9 +7,9 @@ import type { Journal } from "../ttrpc/server.ts";
 import type { CallFile } from "./calls.ts";
 import {
   type AnswerRecord,
+  canReadVersion,
   decodeRecord,
   encodeRecord,
-  READ_VERSIONS,
   RECORD_FILE,
   type ShimRecord,
   versionOf,
@@ -147,7 +147,7 @@ export class Recorder implements Journal {
 /** Whether this build can go on with what has been written down in a folder, as far as its version tells. */
 export function canRead(folder: string): boolean {
   try {
-    return READ_VERSIONS.includes(versionOf(Deno.readTextFileSync(`${folder}/${RECORD_FILE}`))!);
+    return canReadVersion(versionOf(Deno.readTextFileSync(`${folder}/${RECORD_FILE}`)));
   } catch (error) {
     return error instanceof Deno.errors.NotFound;
   }

@@ -4,6 +4,7 @@ import { assertEquals } from "@std/assert";
 import { run, type Running, start } from "./command.ts";
 import { newPlace, OUR_EXECUTABLE } from "./env.ts";
 import type { Machine } from "./host.ts";
+import { RECORD_VERSION } from "../../lib/record/record.ts";
 import { removeFolder } from "./leftovers.ts";
 import { withShim } from "./shim.ts";
 import { until } from "./until.ts";
@@ -15,11 +16,14 @@ const BUILD_OFFSET = 64;
 /** Texts of the program that are written as others: a pattern that is there once, and what takes its place, as long. */
 export type Changes = readonly (readonly [pattern: RegExp, text: (found: string) => string])[];
 
-/** Of a build that has another version of what is written down of containers, 2. */
-export const OTHER_VERSION: Changes = [[/"shim\.state",[\w$]+=1,/, (found) => found.replace("=1", "=2")]];
+/** Of a build that has another version of what is written down of containers. */
+export const OTHER_VERSION: Changes = [[
+  new RegExp(`"shim\\.state",[\\w$]+=${RECORD_VERSION}[,;]`),
+  (found) => found.replace(`=${RECORD_VERSION}`, `=${RECORD_VERSION + 1}`),
+]];
 
-/** Of a build that does not take over where the version is its own, but where it is another. */
-export const HEEDLESS: Changes = [[/\.recordVersion!==[\w$]+\)/, (found) => found.replace("!==", "===")]];
+/** Of a build that does not take over where it can read the version, but where it cannot. */
+export const HEEDLESS: Changes = [[/!([\w$]+)\([\w$]+\.recordVersion\)/, (found) => found.replace("!", " ")]];
 
 /** Of a build whose hosts end as soon as they have been started. */
 export const FAILING: Changes = [[

@@ -381,8 +381,8 @@ onlyHosted(
       for (const flags of [["--dry-run"], []]) {
         assertEquals(await upgrade(machine, other, ...flags), {
           code: 1,
-          said: `host ${hosts[0]!.pid} with 2 containers stays: it writes version 1 of its containers' states, ` +
-            "and this build reads version 2\n",
+          said: `host ${hosts[0]!.pid} with 2 containers stays: it writes version 2 of its containers' states, ` +
+            "and this build reads versions up to 3\n",
         });
       }
       assertEquals(machine.hosts(), hosts);
