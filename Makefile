@@ -85,6 +85,14 @@ test-1.7: all
 	sh tests/trixie.sh $(CONTAINERD_1_7) containerd
 	CONTAINERD=$(CONTAINERD_1_7) CONTAINERD_VERSION=1.7. $(DENO) task test tests/e2e
 
+# Asked before anything is built or fetched, whichever runs first.
+RUNS := $(filter check test all-tests test-1.7 demo bench fuzz soak,$(MAKECMDGOALS))
+ifneq ($(RUNS),)
+OBSTACLE := $(shell CONTAINERD='$(if $(filter test-1.7,$(RUNS)),$(CONTAINERD_1_7),$(CONTAINERD))' \
+	sh tests/needs.sh "make $(RUNS)")
+$(if $(OBSTACLE),$(error $(OBSTACLE)))
+endif
+
 demo: bin/containerd-shim
 	sh tests/setup.sh --without-docker
 	$(DENO) task demo

@@ -2,7 +2,7 @@
 
 import * as fds from "./fd.ts";
 import { Errno, errno, libc, SystemError } from "./libc.ts";
-import { MSG_NOSIGNAL, MSG_PEEK, SOL_SOCKET } from "./socket.ts";
+import { MSG_DONTWAIT, MSG_NOSIGNAL, MSG_PEEK, SOL_SOCKET } from "./socket.ts";
 
 const c = libc({
   recvmsg: [["i32", "buffer", "i32"], "isize"],
@@ -11,7 +11,6 @@ const c = libc({
 
 /** unix(7), recvmsg(2), from linux/socket.h. */
 const SCM_RIGHTS = 1;
-const MSG_DONTWAIT = 0x40;
 const MSG_CMSG_CLOEXEC = 0x4000_0000;
 /** struct cmsghdr: length, level, type; sizeof(int) for each descriptor. */
 const CMSG_HEADER_SIZE = 16;

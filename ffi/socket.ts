@@ -22,15 +22,19 @@ const c = libc({
 });
 
 /** socket(2), socket(7), unix(7); values from asm-generic/socket.h. */
-const AF_UNIX = 1;
+export const AF_UNIX = 1;
 const SOCK_STREAM = 1;
 const SOCK_SEQPACKET = 5;
-const SOCK_NONBLOCK = 0o4000;
-const SOCK_CLOEXEC = 0o2000000;
+/** A flag of a type of socket(2): no call waits. */
+export const SOCK_NONBLOCK = 0o4000;
+/** A flag of a type of socket(2): execve(2) closes it. */
+export const SOCK_CLOEXEC = 0o2000000;
 /** The level of the options that each socket has. */
 export const SOL_SOCKET = 1;
 /** recv(2): what is read stays. */
 export const MSG_PEEK = 2;
+/** recv(2), send(2): this call does not wait. */
+export const MSG_DONTWAIT = 0x40;
 /** send(2): EPIPE is enough, the signal would be everybody's. */
 export const MSG_NOSIGNAL = 0x4000;
 /** unix(7); the number is that of TIOCOUTQ, linux/sockios.h. */
@@ -119,7 +123,7 @@ export function socketpair(): [number, number] {
  * @throws {SystemError} EADDRINUSE
  */
 export function listenOn(path: string): number {
-  const { address, length } = addressOf(path);
+  const { address, length } = socketAddress(path);
   const socket = check(c().socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0), "socket");
   try {
     // Of a socket that has no name yet, it is what its name's mode will be: unix(7) has no other way without a gap.
@@ -139,7 +143,7 @@ export function listenOn(path: string): number {
  * @throws {SystemError} ECONNREFUSED when nobody listens
  */
 export function connectToPackets(path: string): number {
-  const { address, length } = addressOf(path);
+  const { address, length } = socketAddress(path);
   const socket = check(c().socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0), "socket");
   try {
     check(c().connect(socket, address, length), "connect to", path);
@@ -150,8 +154,12 @@ export function connectToPackets(path: string): number {
   return socket;
 }
 
-/** struct sockaddr_un, and how much of it counts. */
-function addressOf(path: string): { address: Uint8Array<ArrayBuffer>; length: number } {
+/**
+ * struct sockaddr_un of a path, or of an abstract address (one that begins with NUL), and how many bytes of it count.
+ *
+ * @throws {Error} when it is longer than {@link ADDRESS_LIMIT}
+ */
+export function socketAddress(path: string): { address: Uint8Array<ArrayBuffer>; length: number } {
   const bytes = new TextEncoder().encode(path);
   const isAbstract = bytes[0] === 0;
   if (bytes.length > ADDRESS_LIMIT + (isAbstract ? 1 : 0)) {

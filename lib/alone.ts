@@ -4,10 +4,10 @@ import { entryTime } from "../ffi/clock.ts";
 import { becomeSubreaper, closeOnExecFrom, reap, restoreOpenFilesLimit, spawn } from "../ffi/process.ts";
 import { Signal } from "../ffi/signals.ts";
 import type { Options } from "./cli.ts";
-import type { Logger } from "./log.ts";
+import { type Logger, type Report, systemLog } from "./log.ts";
 import { openPlace } from "./place.ts";
 import type { Parent } from "./reaper.ts";
-import { Shim } from "./shim.ts";
+import { fieldsOf, type Identity, Shim } from "./shim.ts";
 import { blockEverywhere, receive, receiveFromDeno } from "./signals.ts";
 
 /** The descriptor that containerd passes the listening socket as. */
@@ -23,12 +23,24 @@ const self: Parent = { spawn: (options, started) => started(spawn(options)), rea
  * @throws {Error} when it cannot start; the message says why
  */
 export async function run(options: Options): Promise<number> {
+  const report = systemLog();
+  const identity = { options, pid: Deno.pid, cwd: Deno.cwd(), entered: entryTime(), parent: self };
+  try {
+    return await serve(identity, report);
+  } catch (error) {
+    // Nobody may see what it prints.
+    await report("error", "the shim cannot start", { error }, fieldsOf(identity));
+    throw error;
+  }
+}
+
+async function serve(identity: Identity, report: Report): Promise<number> {
   becomeSubreaper();
   restoreOpenFilesLimit();
   const unblocked = await blockEverywhere();
   let log: Logger | undefined = undefined;
-  const place = await openPlace((message, fields) => log?.error(message, fields));
-  const shim = new Shim(place, { options, pid: Deno.pid, cwd: Deno.cwd(), entered: entryTime(), parent: self });
+  const place = await openPlace(report, (message, fields) => log?.error(message, fields));
+  const shim = new Shim(place, identity);
   log = shim.log;
   const onSignal = (signal: number) => signal === Signal.SIGCHLD ? shim.reaper.collect() : shim.onSignal(signal);
   if (unblocked.length === 0) {

@@ -1,5 +1,6 @@
 /** What a shim tells of itself: in its dump, and to whoever asks it over its socket. */
 
+import { trouble } from "./record/record.ts";
 import { count, fields, list, maybe, type Of, text, time } from "./record/schema.ts";
 
 /**
@@ -55,6 +56,9 @@ export const description = fields({
   lastEvent: maybe(fields({ topic: text, at: time })),
   /** How often a host of this shim has died, and when and how the last one has. */
   crashes: fields({ count, at: time, reason: text }),
+  /** The last of each that the log has had. */
+  lastError: maybe(trouble),
+  lastWarning: maybe(trouble),
   /** Those in flight. */
   calls: list(fields({ method: text, ageMs: time })),
   /** The container's, init first; none when there is no container. */

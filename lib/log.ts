@@ -54,3 +54,67 @@ export function openLog({ debug, sinceStart, started, ...options }: LogOptions):
     error: (message, fields) => log("error", message, fields),
   };
 }
+
+/**
+ * Takes a line for the log of the system, and what each line of the same container has; settled when it has been tried to
+ * write it, and never rejected.
+ */
+export type Report = (level: Level, message: string, fields: Fields, about: Fields) => Promise<void>;
+
+/** How many lines go to the system's log in how many ms at most: a stranger who is refused again and again is not to fill it. */
+const REPORTS_MAX = 50;
+const REPORTS_MS = 10_000;
+
+/** The log of the system, for a process: see system_log.ts, which is loaded with the first line. */
+export function systemLog(): Report {
+  let loading: Promise<Report> | undefined;
+  const load = () =>
+    import("./system_log.ts").then(({ SystemLog }): Report => {
+      const log = new SystemLog();
+      return (...line) => Promise.resolve(log.write(...line));
+    });
+  return async (...line) => {
+    try {
+      await (await (loading ??= load()))(...line);
+    } catch {
+      // There is nobody to tell.
+    }
+  };
+}
+
+/**
+ * The same with a bound of its own: of what comes too often, a field of the next line says how many have been left out.
+ *
+ * @param clock tells the time, in ms
+ */
+export function bounded(report: Report, clock: () => number = () => performance.now()): Report {
+  let since = -Infinity;
+  let count = 0;
+  return async (level, message, fields, about) => {
+    const now = clock();
+    let omitted = 0;
+    if (now - since > REPORTS_MS) {
+      omitted = Math.max(0, count - REPORTS_MAX);
+      [since, count] = [now, 0];
+    }
+    if (++count <= REPORTS_MAX) await report(level, message, omitted === 0 ? fields : { ...fields, omitted }, about);
+  };
+}
+
+/** A logger whose errors and warnings somebody else is told too. */
+export function observed(
+  log: Logger,
+  observe: (level: "warning" | "error", message: string, fields: Fields) => void,
+): Logger {
+  return {
+    ...log,
+    warn: (message, fields = {}) => {
+      log.warn(message, fields);
+      observe("warning", message, fields);
+    },
+    error: (message, fields = {}) => {
+      log.error(message, fields);
+      observe("error", message, fields);
+    },
+  };
+}

@@ -1,6 +1,7 @@
 /** Lines as logrus writes them, by LogTape. Loaded when there is something to write: see log.ts. */
 
 import { configureSync, getConfig, getLogger, type LogRecord } from "@logtape/logtape";
+import { textOf } from "./errors.ts";
 
 /** How grave a line is, by logrus's names. */
 export type Level = "debug" | "info" | "warning" | "error";
@@ -71,19 +72,18 @@ function configure(): void {
 function format(record: LogRecord): string {
   const { [MESSAGE]: message, [AT]: at, [WRITE]: _, ...fields } = record.properties;
   const time = new Date(at as number);
-  let line = `time=${quote(time.toISOString())} level=${LEVELS[record.level]} msg=${quote(String(message))}`;
-  for (const key of Object.keys(fields).sort()) {
-    line += ` ${key}=${value(fields[key])}`;
-  }
-  return line + "\n";
+  return `time=${quote(time.toISOString())} level=${LEVELS[record.level]} msg=${quote(String(message))}${
+    named(fields)
+  }\n`;
+}
+
+/** Fields as they stand at the end of a line: by name, a space before each. */
+export function named(fields: Fields): string {
+  return Object.keys(fields).sort().map((key) => ` ${key}=${value(fields[key])}`).join("");
 }
 
 function value(of: unknown): string {
-  const text = of instanceof Error
-    ? of.message
-    : typeof of === "object" && of !== null
-    ? JSON.stringify(of)
-    : String(of);
+  const text = textOf(of);
   // logrus leaves these bare
   return /^[A-Za-z0-9\-._/@^+]+$/.test(text) ? text : quote(text);
 }

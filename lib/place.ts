@@ -6,6 +6,7 @@ import type { Timer } from "./async.ts";
 import type { HostDescription } from "./description.ts";
 import { messageOf } from "./errors.ts";
 import { Housekeeping } from "./housekeeping.ts";
+import type { Report } from "./log.ts";
 import type { Fields } from "./logrus.ts";
 
 /** What shims share. */
@@ -18,6 +19,8 @@ export interface Place {
   readonly noteWork: () => void;
   /** The same for a child that is waited for. */
   readonly noteChild: () => void;
+  /** Takes errors and warnings, for those who do not read a shim's log. */
+  readonly report: Report;
   /** Tells of the process, where it is a host. */
   readonly host?: () => HostDescription;
 }
@@ -26,10 +29,11 @@ export interface Place {
  * Makes this process one that shims can live in: one request's trouble, or one descriptor's, does not end it, for containers
  * would be without their parent.
  *
+ * @param report see {@link Place}
  * @param tell told of trouble that nobody else has dealt with
  * @throws {Error} when Deno's event loop does not take ours
  */
-export async function openPlace(tell: (message: string, fields: Fields) => void): Promise<Place> {
+export async function openPlace(report: Report, tell: (message: string, fields: Fields) => void): Promise<Place> {
   addEventListener("unhandledrejection", (event) => {
     event.preventDefault();
     tell("unhandled rejection", { error: messageOf(event.reason), stack: (event.reason as Error)?.stack });
@@ -44,5 +48,5 @@ export async function openPlace(tell: (message: string, fields: Fields) => void)
     timer,
     giveBack: async () => (await import("../ffi/memory.ts")).giveBackMemory(),
   });
-  return { poller, timer, noteWork: () => housekeeping.noteWork(), noteChild: () => housekeeping.noteChild() };
+  return { poller, timer, report, noteWork: () => housekeeping.noteWork(), noteChild: () => housekeeping.noteChild() };
 }

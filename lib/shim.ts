@@ -4,22 +4,23 @@ import { since } from "../ffi/clock.ts";
 import { Connection, Listener } from "../ffi/connection.ts";
 import { O, open, write } from "../ffi/fd.ts";
 import { openPidfd } from "../ffi/pidfd.ts";
-import { ensureFifo, unreadBytes } from "../ffi/pipe.ts";
+import { ensureFifo } from "../ffi/pipe.ts";
 import { Signal, signalName } from "../ffi/signals.ts";
 import { ADDRESS_LIMIT, isOwnUser, peerCredentials } from "../ffi/socket.ts";
 import { within } from "./async.ts";
 import type { Options } from "./cli.ts";
 import type { Subjects } from "./dump.ts";
-import { messageOf } from "./errors.ts";
+import { messageOf, textOf } from "./errors.ts";
 import { EventQueue, type Publisher } from "./events/queue.ts";
-import { type Logger, openLog } from "./log.ts";
+import { bounded, type Logger, observed, openLog, type Report } from "./log.ts";
+import type { Fields } from "./logrus.ts";
 import type { Place } from "./place.ts";
 import { type Parent, Reaper } from "./reaper.ts";
 import { CallFile, type Part } from "./record/calls.ts";
 import { Commands } from "./record/commands.ts";
 import { KeptConnection } from "./record/connection.ts";
 import { type Keeper, Role, type Shelf, SHIM_SLOT, unkept } from "./record/keeper.ts";
-import type { ShimRecord } from "./record/record.ts";
+import type { ShimRecord, TroubleRecord } from "./record/record.ts";
 import { Recorder } from "./record/recorder.ts";
 import { type Describer, INSPECT_SERVICE, inspection } from "./service/inspection.ts";
 import { LazyService } from "./service/lazy.ts";
@@ -28,11 +29,11 @@ import { type BegunCall, type Call, Server } from "./ttrpc/server.ts";
 
 /** Mode of the log FIFOs. */
 const LOG_MODE = 0o700;
-/** How long a reader of the log has to take a dump before it is also written to a file of the bundle, in ms. */
-const DUMP_DELAY_MS = 200;
 /** How long a line about the death of another process waits, in ms. */
 const CRASH_LINE_DELAY_MS = 50;
 const DUMP_FILE = "shim.dump.log";
+/** How much of a field is kept of the last error, in UTF-16 code units. */
+const MAX_KEPT = 1000;
 /** How long lines of level debug are kept at most when nobody calls, in ms. */
 const START_TIMEOUT_MS = 1000;
 const US_PER_MS = 1000;
@@ -63,6 +64,12 @@ export interface Identity {
   readonly build?: bigint;
 }
 
+/** What each line of a shim's log has. */
+export function fieldsOf({ options, cwd, pid }: Pick<Identity, "options" | "cwd" | "pid">): Fields {
+  // A bundle has its container's name.
+  return { id: cwd.slice(cwd.lastIndexOf("/") + 1), namespace: options.namespace, path: cwd, pid };
+}
+
 /** A container that is being created. */
 export interface Creation {
   /** The container's. */
@@ -91,6 +98,15 @@ export class Shim {
   readonly #recorder: Recorder | undefined;
   /** How often a process that has had this shim has died. */
   #crashes: ShimRecord["crashes"] = { count: 0, at: 0, reason: "" };
+  /** Writes to the log's FIFO alone. */
+  readonly #lines: Logger;
+  /** Takes errors and warnings for the log of the system. */
+  readonly #report: Report;
+  /** Settled when that has taken them. */
+  #reported: Promise<unknown> = Promise.resolve();
+  /** The last of each. */
+  #lastError: TroubleRecord | undefined;
+  #lastWarning: TroubleRecord | undefined;
   readonly #logs: number[];
   readonly #since = performance.now();
   readonly #events: EventQueue;
@@ -115,7 +131,13 @@ export class Shim {
     this.#keeper = identity.keeper ?? unkept;
     this.#shelf = this.#keeper.place(SHIM_SLOT);
     this.#logs = openLogs(options.workdir || cwd, this.#shelf);
-    this.log = this.#openLog();
+    this.#lines = this.#openLog();
+    this.#report = bounded(place.report);
+    this.log = observed(this.#lines, (level, message, fields) => {
+      this.#note(level, message, fields);
+      const reported = this.#report(level, message, fields, fieldsOf(identity));
+      this.#reported = Promise.all([this.#reported, reported]);
+    });
     this.log.debug("log opened");
     if (options.namespace === "") {
       this.#closeLogs();
@@ -171,6 +193,24 @@ export class Shim {
     if (debug) this.#place.timer(START_TIMEOUT_MS, this.#started.resolve);
   }
 
+  /** Has its log say what is wrong with the process, and not with this container in particular. */
+  tell(message: string, fields: Fields): void {
+    this.#lines.error(message, fields);
+    this.#note("error", message, fields);
+  }
+
+  #note(level: "warning" | "error", message: string, fields: Fields): void {
+    const kept = Object.entries(fields).map(([name, value]) => ({ name, value: textOf(value).slice(0, MAX_KEPT) }));
+    const trouble = { at: Date.now(), message, fields: kept };
+    if (level === "warning") {
+      this.#lastWarning = trouble;
+      return;
+    }
+    this.#lastError = trouble;
+    // Before it is served, what another process has written down may not be known yet; at its end it is to be gone.
+    if (this.#listener !== undefined) this.#recorder?.saveAfterTurn(() => {});
+  }
+
   /** Writes down what another process needs to go on, where one may. */
   save(): void {
     this.#recorder?.save();
@@ -196,6 +236,8 @@ export class Shim {
   #describe(): Omit<ShimRecord, "answers"> {
     return {
       crashes: this.#crashes,
+      lastError: this.#lastError,
+      lastWarning: this.#lastWarning,
       host: this.#isLeaving ? 0 : Deno.pid,
       build: `${this.#identity.build ?? 0n}`,
       serial: this.#identity.keeper!.serial,
@@ -266,7 +308,11 @@ export class Shim {
         events: this.#events,
         log: this.log,
         timer: this.#place.timer,
-        found: (record) => this.#noteCrash(record),
+        found: (record) => {
+          this.#lastError ??= record?.lastError;
+          this.#lastWarning ??= record?.lastWarning;
+          this.#noteCrash(record);
+        },
         serve: (fd, shelf, part, begun) => this.#serve(fd, shelf, { peer: peerCredentials(fd).pid, part, begun }),
         onSignal: (signal) => this.onSignal(signal),
         end: () => this.#end(),
@@ -322,6 +368,8 @@ export class Shim {
       processes: this.#service.processes,
       events: this.#events,
       crashes: this.#crashes,
+      lastError: this.#lastError,
+      lastWarning: this.#lastWarning,
       since: this.#since,
     };
   }
@@ -430,6 +478,8 @@ export class Shim {
     this.#events.stop();
     this.reaper.endRuns();
     this.#recorder?.remove();
+    // The process may end now.
+    await this.#reported;
     this.#ended.resolve();
   }
 
@@ -490,23 +540,22 @@ export class Shim {
     const { cwd } = this.#identity;
     const text = linesOf((await this.#loadDescription())(true));
     for (const line of text) this.log.info(line);
-    this.#place.timer(DUMP_DELAY_MS, () => {
-      // What is still there has no reader: it would be lost with this process.
-      const [logFifo] = this.#logs;
-      if (logFifo === undefined || unreadBytes(logFifo) === 0) return;
-      writeDump(`${cwd}/${DUMP_FILE}`, text.join("\n") + "\n");
-    });
+    // Who reads the log may throw it away, as containerd does.
+    try {
+      if (cwd !== "") writeDump(`${cwd}/${DUMP_FILE}`, text.join("\n") + "\n");
+    } catch (error) {
+      this.log.warn("the dump cannot be written to a file", { error });
+    }
   }
 
   #openLog(): Logger {
-    const { options, cwd, pid, entered } = this.#identity;
+    const { options, entered } = this.#identity;
     const encoder = new TextEncoder();
     return openLog({
       // A FIFO that is full, because nobody reads it, refuses the line: it is lost, and nothing waits.
       write: (line) => this.#logs.length > 0 && void write(this.#logs[0]!, encoder.encode(line)),
       debug: options.debug,
-      // A bundle has its container's name.
-      fields: { id: cwd.slice(cwd.lastIndexOf("/") + 1), namespace: options.namespace, path: cwd, pid },
+      fields: fieldsOf(this.#identity),
       sinceStart: options.debug && entered !== undefined ? since(entered) : undefined,
       started: this.#started.promise,
     });

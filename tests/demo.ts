@@ -7,7 +7,7 @@
  */
 
 import { must } from "./e2e/command.ts";
-import { SHIM } from "./e2e/env.ts";
+import { CONTAINERD, REPOSITORY, SHIM } from "./e2e/env.ts";
 import { Containerd } from "./e2e/harness.ts";
 import { descendants } from "./e2e/proc.ts";
 import { makeRootfs } from "./e2e/rootfs.ts";
@@ -45,7 +45,7 @@ async function demonstrate(containerd: Containerd): Promise<void> {
   heading("A containerd of its own");
   await makeRootfs(containerd.rootfs);
   await containerd.start();
-  quote((await must(["containerd", "--version"])).trim());
+  quote((await must([CONTAINERD, "--version"])).trim());
   quote(`Its root, state and socket are in ${containerd.folder}`);
   quote(`Its v1 runtime starts ${SHIM.path}`);
 
@@ -79,6 +79,13 @@ const INTERRUPTED = 130;
 
 /** How long a demonstration that was interrupted may take to notice, in ms. */
 const NOTICE_MS = 2000;
+
+// setup.sh may have installed a containerd that was not there when make asked.
+const obstacle = await must(["sh", `${REPOSITORY}/tests/needs.sh`, "the demonstration"]);
+if (obstacle !== "") {
+  console.error(obstacle.trimEnd());
+  Deno.exit(1);
+}
 
 const interrupted = Promise.withResolvers<typeof INTERRUPTED>();
 for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) {

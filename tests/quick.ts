@@ -34,6 +34,7 @@ export const CHOICES: Readonly<Record<string, Choice>> = {
       "a restore that fails says",
     ],
   },
+  "system_log_test.ts": { names: ["errors and warnings go to the journal", "where there is no journal"] },
   "security_test.ts": { ways: ["alone"] },
   "shell_test.ts": { ways: ["alone"] },
   // Shims of both kinds.

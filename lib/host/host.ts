@@ -14,6 +14,8 @@ import { Signal } from "../../ffi/signals.ts";
 import { accept, isListening, isOwnUser, peerCredentials } from "../../ffi/socket.ts";
 import { parse } from "../cli.ts";
 import { sleep } from "../async.ts";
+import { bounded, type Report, systemLog } from "../log.ts";
+import type { Fields } from "../logrus.ts";
 import { openPlace, type Place } from "../place.ts";
 import { type Identity, Shim } from "../shim.ts";
 import { blockEverywhere, receive } from "../signals.ts";
@@ -65,11 +67,22 @@ interface Member {
  */
 export async function run([path]: readonly string[]): Promise<number> {
   if (path === undefined || !isListening(SOCKET)) throw new Error("a host is started by a shim that has found none");
+  const report = systemLog();
+  try {
+    return await serve(path, report);
+  } catch (error) {
+    // Nobody sees what it prints.
+    await report("error", "the host cannot start", { error }, {});
+    throw error;
+  }
+}
+
+async function serve(path: string, report: Report): Promise<number> {
   for (const fd of [SOCKET, LOCK]) fds.setCloexec(fd);
   const unblocked = await blockEverywhere();
   if (unblocked.length > 0) throw new Error("a host needs an entry that has blocked its signals");
   let host: Host | undefined = undefined;
-  const place = await openPlace((message, fields) => host?.tellAll(message, fields));
+  const place = await openPlace(report, (message, fields) => host?.tellAll(message, fields));
   host = new Host(place, path);
   await host.ended;
   return 0;
@@ -84,6 +97,7 @@ class Host {
   readonly #ended = Promise.withResolvers<void>();
   readonly #room = roomForContainers();
   readonly #build = ownBuild();
+  readonly #report: Report;
   #linger: Disposable | undefined;
   /** Whether it has been told to end, once its containers have. */
   #leaving = false;
@@ -93,6 +107,7 @@ class Host {
   constructor(place: Place, path: string) {
     this.#place = { ...place, host: () => ({ pid: Deno.pid, path, containers: this.#members.size }) };
     this.#path = path;
+    this.#report = bounded(place.report);
     const { poller } = place;
     this.#options = { poller, devNull: fds.open("/dev/null", fds.O.RDWR), buffer: new Uint8Array(MAX_MESSAGE) };
     receive(poller, (signal) => this.#onSignal(signal));
@@ -106,9 +121,10 @@ class Host {
     return this.#ended.promise;
   }
 
-  /** Has every container's log say something that is nobody's in particular. */
-  tellAll(message: string, fields: Readonly<Record<string, unknown>>): void {
-    for (const { shim } of this.#members) shim?.log.error(message, fields);
+  /** Has every container's log say something that is nobody's there in particular, and that of the system what it is `about`. */
+  tellAll(message: string, fields: Fields, about: Fields = {}): void {
+    for (const { shim } of this.#members) shim?.tell(message, fields);
+    this.#report("error", message, fields, about);
   }
 
   #accept(): void {
@@ -280,7 +296,8 @@ class Host {
     member.shim?.abandon();
     if (orphan !== undefined) {
       removeOrphan(this.#place, orphan).catch((error) => {
-        this.tellAll("a container is left whose shim has died", { container: orphan.id, error });
+        const { id, bundle: path } = orphan;
+        this.tellAll("a container is left whose shim has died", { container: id, error }, { id, path });
       });
     }
     member.kept.abandon();

@@ -34,6 +34,12 @@ export interface HostReport {
   readonly memoryBytes: number | null;
 }
 
+/** A line of the log about what is wrong. */
+export interface TroubleReport extends Omit<NonNullable<Description["lastError"]>, "at"> {
+  /** When it was written. */
+  readonly at: string;
+}
+
 /** A shim. What is not known is null; times of the day are as ISO 8601 has them. */
 export interface Report {
   /** containerd's. */
@@ -72,6 +78,10 @@ export interface Report {
   readonly eventsWaiting: number | null;
   /** Calls that have not been answered, and for how long. */
   readonly callsInFlight: readonly { readonly method: string; readonly seconds: number }[] | null;
+  /** The last error that the shim's log has had. */
+  readonly lastError: TroubleReport | null;
+  /** And the last warning. */
+  readonly lastWarning: TroubleReport | null;
   /** How many hosts of it have died, and when and how the last has. */
   readonly hostDeaths: { readonly count: number; readonly at: string; readonly reason: string } | null;
   /** The bundle's folder. */
@@ -143,7 +153,7 @@ export class Reporter {
   }
 
   async #ours(description: Description, isWhole: boolean): Promise<Partial<Report>> {
-    const { host, eventsWaiting, lastEvent, crashes } = description;
+    const { host, eventsWaiting, lastEvent, crashes, lastError, lastWarning } = description;
     const processes = description.processes.map(({ id, pid, state, exit, moved }) => ({
       ...{ id, pid, state, ...ofExit(exit) },
       movedBytes: Object.fromEntries(moved.map(({ stream, bytes }) => [stream, bytes])),
@@ -166,6 +176,8 @@ export class Reporter {
       lastEvent: lastEvent === undefined ? null : { topic: lastEvent.topic, at: iso(lastEvent.at) },
       eventsWaiting,
       callsInFlight: description.calls.map(({ method, ageMs }) => ({ method, seconds: Math.round(ageMs) / MS })),
+      lastError: ofTrouble(lastError),
+      lastWarning: ofTrouble(lastWarning),
       hostDeaths: { count: crashes.count, at: iso(crashes.at), reason: crashes.reason },
       dump: isWhole ? linesOf(description) : null,
     };
@@ -201,6 +213,8 @@ const NOTHING: Report = {
   lastEvent: null,
   eventsWaiting: null,
   callsInFlight: null,
+  lastError: null,
+  lastWarning: null,
   hostDeaths: null,
   bundle: null,
   socket: null,
@@ -220,6 +234,10 @@ function ofOther({ id, pid, state, exit }: OtherProcess): ProcessReport {
 
 function ofExit(exit: OtherProcess["exit"]): Pick<ProcessReport, "exitStatus" | "exitedAt"> {
   return { exitStatus: exit?.status ?? null, exitedAt: exit === undefined ? null : iso(exit.at) };
+}
+
+function ofTrouble(trouble: Description["lastError"]): TroubleReport | null {
+  return trouble === undefined ? null : { ...trouble, at: iso(trouble.at) };
 }
 
 function iso(ms: number): string {

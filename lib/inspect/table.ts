@@ -1,6 +1,7 @@
 /** Reports as text for people: a table of all, or all of one. */
 
-import type { Report } from "./report.ts";
+import { troubleText } from "../dump.ts";
+import type { Report, TroubleReport } from "./report.ts";
 
 /** How text is written. */
 export interface Style {
@@ -100,6 +101,8 @@ export function details(report: Report, { hasColours, now }: Style): string {
     ["Last event", lastEvent && `${lastEvent.topic}, ${lastEvent.at}, ${age(lastEvent.at, now)}`],
     ["Events waiting", report.eventsWaiting],
     ["Calls in flight", callsInFlight && callsInFlight.length],
+    ["Last error", sentenceOf(report.lastError, now)],
+    ["Last warning", sentenceOf(report.lastWarning, now)],
     ["Bundle", report.bundle],
     ["Socket", report.socket],
   ];
@@ -122,6 +125,10 @@ export function details(report: Report, { hasColours, now }: Style): string {
     }
   }
   return [...lines, ...(report.dump ?? []).map(plain)].map((each) => `${each}\n`).join("");
+}
+
+function sentenceOf(trouble: TroubleReport | null, now: number): string | null {
+  return trouble && `${trouble.at}, ${age(trouble.at, now)}: ${troubleText(trouble)}`;
 }
 
 function painted(text: string, code: string | undefined): string {

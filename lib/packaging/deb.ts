@@ -34,7 +34,8 @@ const DESCRIPTION = `Description: shim of containerd's runtime v1, on Deno
  This one is written in TypeScript for Deno. Many containers share one process
  of it, which may die and be upgraded while they run. It takes the place of
  containerd's own /usr/bin/containerd-shim, which is put aside, and is put back
- when this package is removed. The shims of runtime v2 are left alone.
+ when this package is removed. The shims of runtime v2 are left alone; from
+ containerd 2 on there is nothing else, and this one is never started.
 `;
 
 /** Options of {@linkcode makePackage}. */

@@ -125,9 +125,19 @@ const event = object({
   value: text,
 });
 
+/**
+ * An error or a warning of the log.
+ *
+ * @internal its fields are those written here
+ */
+export const trouble = object({ at: time, message: text, fields: list(object({ name: text, value: text })) });
+
 const record = object({
   /** How often a host of this container has died, and when and how the last one has. */
   crashes: object({ count, at: time, reason: text }),
+  /** The last of each that the log has had; none in version 1. */
+  lastError: maybe(trouble),
+  lastWarning: maybe(trouble),
   /** The host that has written this; 0 when it has given the container up. */
   host: count,
   /** Its build, a number that is too large for one of JSON's. */
@@ -187,6 +197,13 @@ export type CommandRecord = Of<typeof command>;
  * @internal its fields are those of the schema above
  */
 export type AnswerRecord = Of<typeof answer>;
+
+/**
+ * See {@link trouble}.
+ *
+ * @internal its fields are those written there
+ */
+export type TroubleRecord = Of<typeof trouble>;
 
 /**
  * All of it.

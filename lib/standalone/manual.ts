@@ -42,9 +42,16 @@ const FILES: readonly Item[] = [
     "/run/containerd-shim/*",
     "The sockets of hosts, each with its lock, and, after SIGUSR1, with its dump, `*.dump`. The folder must be its user's alone (0700), or there are no hosts.",
   ],
-  ["WORKDIR/shim.stdout.log, WORKDIR/shim.stderr.log", "FIFOs: the shim's log, which containerd reads when told to."],
+  [
+    "WORKDIR/shim.stdout.log, WORKDIR/shim.stderr.log",
+    "FIFOs: the shim's log. Containerd writes it to its own if told to (`shim_debug = true`), and else throws it away.",
+  ],
+  [
+    "/run/systemd/journal/socket, /dev/log",
+    "Where errors and warnings go besides: to the journal, as entries of the identifier containerd-shim with the fields CONTAINER_ID, CONTAINERD_NAMESPACE, BUNDLE and SHIM_PID; where there is none, to syslog(3).",
+  ],
   ["BUNDLE/shim.state", "What the next host must know of the container."],
-  ["BUNDLE/shim.dump.log", "The dump of a shim whose log nobody reads."],
+  ["BUNDLE/shim.dump.log", "The last dump of a shim."],
 ];
 
 const SIGNALS: readonly Item[] = [
@@ -54,7 +61,7 @@ const SIGNALS: readonly Item[] = [
   ],
   [
     "SIGUSR1",
-    "To a shim: says in its log, or in shim.dump.log, what it is doing: calls in flight, processes, bytes moved, descriptors. To a host: writes that of all of its containers to the file beside its socket.",
+    "To a shim: says in its log and in shim.dump.log what it is doing: calls in flight, processes, bytes moved, descriptors. To a host: writes that of all of its containers to the file beside its socket.",
   ],
   [
     "SIGKILL",
@@ -74,7 +81,7 @@ const NOTES = [
   "On a machine with cgroup v2 alone, containerd takes no container of runtime v1, with any shim: `cgroups: cgroup mountpoint does not exist`. It does when some hierarchy of version 1 is mounted somewhere.",
 ];
 
-const SEE_ALSO = ["containerd(8)", "containerd-config.toml(5)", "ctr(8)", "runc(8)"];
+const SEE_ALSO = ["containerd(8)", "containerd-config.toml(5)", "ctr(8)", "journalctl(1)", "runc(8)"];
 
 /** Escapes what means something to roff, and makes bold what is in backquotes. */
 function escaped(text: string): string {
@@ -180,9 +187,12 @@ export function manual(date: string): string {
     ".SH NOTES",
     ...paragraphs(NOTES),
     ".SH EXAMPLES",
-    "Have containerd start this shim, wherever it is, in containerd's configuration:",
+    "Have containerd start this shim, wherever it is, in its configuration, where",
+    "the first line stands once, and without which the table is passed over:",
     ".PP",
     ".nf",
+    "version = 2",
+    "",
     '[plugins."io.containerd.runtime.v1.linux"]',
     '  shim = "/usr/local/bin/containerd\\-shim"',
     ".fi",

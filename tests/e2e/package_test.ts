@@ -173,6 +173,21 @@ onlyHosted(
     }),
 );
 
+onlyHosted(
+  "where containerd is 2.x, the package says when it is installed that nothing starts it, and else that containers do",
+  () =>
+    withPackages(async (packages) => {
+      const said = await packages.dpkg("--install", await packages.make(SMALL));
+      assertStringIncludes(said, "Containers of runtime v1 that are started from now on have this shim");
+      const containerd = `${packages.folder}/containerd`;
+      await Deno.writeTextFile(containerd, "#!/bin/sh\necho containerd github.com/containerd/containerd/v2 2.1.9 0\n");
+      await packages.must("install", "-m", "755", containerd, "/usr/bin/containerd");
+      const then = await packages.dpkg("--install", await packages.make(SMALL, VERSIONS[1]));
+      assertStringIncludes(then, "containerd 2.1.9 has no runtime v1");
+      assert(!then.includes("that are started from now on"), then);
+    }),
+);
+
 /** A package of which the end is missing. */
 async function cut(path: string): Promise<string> {
   const bytes = await Deno.readFile(path);

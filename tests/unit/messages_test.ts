@@ -19,10 +19,11 @@ function logged(): string[] {
   const found = new Set<string>();
   for (const file of sources(LIB)) {
     const calls =
-      /(?:\blog\??\.|#log\.)(warn|error)\(\s*(?:"((?:[^"\\]|\\.)*)"|([^",]*))|\btell(?:All)?\("([^"]* [^"]*)"/g;
-    for (const [, level, message, other, told] of Deno.readTextFileSync(file).matchAll(calls)) {
+      /(?:\blog\??\.|#log\.)(warn|error)\(\s*(?:"((?:[^"\\]|\\.)*)"|([^",]*))|\btell(?:All)?\("([^"]* [^"]*)"|\breport\("(error|warning)", "([^"]*)"/g;
+    for (const [, level, message, other, told, grave, reported] of Deno.readTextFileSync(file).matchAll(calls)) {
       if (other === PASSED_ON) continue;
-      found.add(`${level === "warn" ? "warning" : "error"}: ${message ?? told ?? `(${other})`}`);
+      const name = grave ?? (level === "warn" ? "warning" : "error");
+      found.add(`${name}: ${message ?? told ?? reported ?? `(${other})`}`);
     }
   }
   return [...found].sort();
