@@ -86,7 +86,7 @@ export class Container {
       this.#isCreated = true;
     } catch (error) {
       if (bundle !== undefined) {
-        await unmountAll(context.timer, `${bundle.path}/${ROOTFS}`).catch((cause) =>
+        await unmountAll(context, `${bundle.path}/${ROOTFS}`).catch((cause) =>
           context.log.error("failed to undo the mounts of a container that was not created", { rootfs, error: cause })
         );
         bundle.removeIfMoved();

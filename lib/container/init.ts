@@ -353,7 +353,7 @@ export class Init extends Process {
       const { rootfs } = this.#config;
       if (rootfs !== "") {
         try {
-          await unmountAll(this.context.timer, rootfs);
+          await unmountAll(this.context, rootfs);
         } catch (error) {
           throw new StatusError(Code.UNKNOWN, `failed rootfs umount: ${messageOf(error)}`);
         }
