@@ -108,6 +108,27 @@ export class Container {
     await mountAll(this.#mounts, rootfs, { timer, run: (options) => reaper.run(options) });
   }
 
+  /**
+   * Keeps hold of its mounts, whose bundle may be renamed.
+   *
+   * @returns takes them off, and lets go of the bundle; to be called once
+   */
+  holdMounts(): () => Promise<void> {
+    if (this.#rootfs === "") return () => Promise.resolve();
+    let held: HeldFolder;
+    try {
+      held = new HeldFolder(this.init.config.bundle);
+    } catch {
+      // It is gone, and what was mounted in it.
+      return () => Promise.resolve();
+    }
+    return async () => {
+      using bundle = held;
+      await unmountAll(this.#context, `${bundle.path}/${ROOTFS}`);
+      bundle.removeIfMoved();
+    };
+  }
+
   /** Its init's id. */
   get id(): string {
     return this.init.id;

@@ -276,7 +276,7 @@ class Host {
   /** A holder has ended, or was not to be one. */
   #gone(member: Member | undefined): void {
     if (member === undefined) return;
-    const orphan = member.shim?.creating;
+    const orphan = member.shim?.unstarted;
     member.shim?.abandon();
     if (orphan !== undefined) {
       removeOrphan(this.#place, orphan).catch((error) => {

@@ -152,6 +152,10 @@ export class ShimService implements Loaded {
     for (const process of container?.processes ?? []) process.abandon(isHandedOver);
   }
 
+  holdMounts(): () => Promise<void> {
+    return this.#container?.holdMounts() ?? (() => Promise.resolve());
+  }
+
   async end(): Promise<void> {
     await this.#creating?.catch(() => {});
     const container = this.#container;
