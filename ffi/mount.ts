@@ -30,6 +30,9 @@ export const MS = {
   STRICTATIME: 1 << 24,
 } as const;
 
+/** Flag of umount2(2), from linux/fs.h. */
+const MNT_DETACH = 2;
+
 /** What the kernel takes of a mount's data: one page, with its NUL. */
 export const MOUNT_DATA_SIZE = 4096;
 
@@ -63,6 +66,16 @@ export function unmount(target: string): "unmounted" | "busy" | "none" {
     default:
       throw new SystemError("umount of", errno(), target);
   }
+}
+
+/**
+ * Takes the topmost mount off a path with all that is mounted below it, though they are in use: umount2(2) with MNT_DETACH. Who
+ * uses them goes on with them, and they end when nobody does.
+ *
+ * @throws {SystemError}
+ */
+export function detach(target: string): void {
+  check(c().umount2(cstring(target), MNT_DETACH), "umount of", target);
 }
 
 /** Where something is mounted, in the order in which it was: proc_pid_mountinfo(5). */

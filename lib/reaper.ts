@@ -48,6 +48,8 @@ export interface Parent {
   spawn(options: StartOptions, started: (pid: number) => void): Promise<void> | void;
   /** Reaps one child that has ended, where it is this process that reaps; the other tells by {@link Reaper.ended}. */
   reap(): Reaped | undefined;
+  /** Settled when all children that have ended have been reaped: where that is another's to do. */
+  settled?(): Promise<void>;
   /** Whether a process is its child, and has not been reaped: where that is another's to do. */
   isChild?(pid: number): boolean;
   /** How long the news of an exit may be on its way when the process's pidfd has told already, in ms. */
@@ -319,6 +321,14 @@ export class Reaper {
     this.#options.log.warn("a command has ended in a way that nobody knows", { child: pid });
     watched.handler({ pid, status: UNKNOWN_STATUS, at: new Date() });
     return end;
+  }
+
+  /**
+   * Settled when all children that have ended have been reaped, as soon as it is written down that they have: the parent may be
+   * killed then, and nothing stays for a process above it that does not reap.
+   */
+  settled(): Promise<void> {
+    return this.#options.parent.settled?.() ?? Promise.resolve();
   }
 
   /** Whether a process is a child, not reaped, that nobody has started or watches. */

@@ -70,16 +70,20 @@ export function fieldsOf({ options, cwd, pid }: Pick<Identity, "options" | "cwd"
   return { id: cwd.slice(cwd.lastIndexOf("/") + 1), namespace: options.namespace, path: cwd, pid };
 }
 
-/** A container that is being created. */
-export interface Creation {
+/** A container that has not been started: what is to be removed of it when its shim dies. */
+export interface Unstarted {
   /** The container's. */
   readonly id: string;
   /** Where its bundle is, as long as containerd has not put it aside. */
   readonly bundle: string;
   /** The runtime's command line, up to a command. */
   readonly runtime: readonly string[];
-  /** The runtime's process that creates it; 0 when it is not known whether there is one. */
-  readonly pid: number;
+  /** The runtime's process that creates it; 0 when it is not known whether there is one, undefined when it has been created. */
+  readonly creator: number | undefined;
+  /** Its first process, once it has been created; 0 when it has none. */
+  readonly init: number;
+  /** Takes off what has been mounted for it, wherever its bundle is by then; to be called once. */
+  readonly unmount: () => Promise<void>;
 }
 
 /** The shim of one container. */
@@ -374,14 +378,20 @@ export class Shim {
     };
   }
 
-  /** The creation of its container, while that goes on. */
-  get creating(): Creation | undefined {
+  /** Its container, as long as nobody has begun to start it, and the shim has not been told to end. */
+  get unstarted(): Unstarted | undefined {
     const container = this.#service.record;
-    const command = this.#commands.records.find(({ key }) => key.startsWith("create "));
-    if (container === undefined || container.isCreated || command === undefined) return undefined;
+    if (container === undefined || this.#abandoned || this.#ending) return undefined;
+    const { id, pid, state } = container.init;
+    const commands = this.#commands.records;
+    const creation = commands.find(({ key }) => key.startsWith("create "));
+    const isStarted = state !== "created" && state !== "createdCheckpoint" ||
+      commands.some(({ key }) => /^(start|restore) /.test(key));
+    if (container.isCreated ? isStarted : creation === undefined) return undefined;
     const { "runtime-root": root, namespace, "systemd-cgroup": systemd } = this.#identity.options;
     const runtime = [container.runtime, "--root", `${root}/${namespace}`, ...(systemd ? ["--systemd-cgroup"] : [])];
-    return { id: container.init.id, bundle: this.#identity.cwd, runtime, pid: command.pid };
+    const creator = container.isCreated ? undefined : creation!.pid;
+    return { id, bundle: this.#identity.cwd, runtime, creator, init: pid, unmount: this.#service.holdMounts() };
   }
 
   /**

@@ -56,6 +56,7 @@ export const CHOICES: Readonly<Record<string, Choice>> = {
   "fault_system_test.ts": {
     names: ["a container whose cgroups are gone", "a host that is stopped", "an exec that the"],
   },
+  "first_process_test.ts": { names: ["where containerd", "a failed Create", "Delete is"] },
   "host_fallback_test.ts": {
     names: [
       "where the folder for hosts is another user's",

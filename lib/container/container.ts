@@ -86,7 +86,7 @@ export class Container {
       this.#isCreated = true;
     } catch (error) {
       if (bundle !== undefined) {
-        await unmountAll(context.timer, `${bundle.path}/${ROOTFS}`).catch((cause) =>
+        await unmountAll(context, `${bundle.path}/${ROOTFS}`).catch((cause) =>
           context.log.error("failed to undo the mounts of a container that was not created", { rootfs, error: cause })
         );
         bundle.removeIfMoved();
@@ -106,6 +106,27 @@ export class Container {
       }
     }
     await mountAll(this.#mounts, rootfs, { timer, run: (options) => reaper.run(options) });
+  }
+
+  /**
+   * Keeps hold of its mounts, whose bundle may be renamed.
+   *
+   * @returns takes them off, and lets go of the bundle; to be called once
+   */
+  holdMounts(): () => Promise<void> {
+    if (this.#rootfs === "") return () => Promise.resolve();
+    let held: HeldFolder;
+    try {
+      held = new HeldFolder(this.init.config.bundle);
+    } catch {
+      // It is gone, and what was mounted in it.
+      return () => Promise.resolve();
+    }
+    return async () => {
+      using bundle = held;
+      await unmountAll(this.#context, `${bundle.path}/${ROOTFS}`);
+      bundle.removeIfMoved();
+    };
   }
 
   /** Its init's id. */

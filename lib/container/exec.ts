@@ -6,10 +6,11 @@ import { Code, StatusError } from "../ttrpc/status.ts";
 import { RuntimeError } from "../runtime/runc.ts";
 import { readPidFile, removeIfThere, writeNewFile } from "./bundle.ts";
 import type { Context } from "./context.ts";
+import { requireThawed } from "./freezer.ts";
 import type { Init } from "./init.ts";
 import type { ExecRecord } from "../record/record.ts";
 import { type ExitListener, Process, stateOf } from "./process.ts";
-import { killError, runtimeError } from "./runtime_errors.ts";
+import { runtimeError } from "./runtime_errors.ts";
 import { EXEC, type State, StateMachine } from "./state.ts";
 import type { StdioConfig } from "./streams.ts";
 
@@ -22,9 +23,6 @@ export interface ExecConfig {
   /** The OCI Process, as JSON can write it. */
   readonly spec: Readonly<Record<string, unknown>>;
 }
-
-/** What a shell adds to the number of the signal that has ended a process. */
-const SIGNALLED = 128;
 
 /** The status of a process that could not be started, as a shell has it for a command that is not found. */
 const NOT_STARTED = 255;
@@ -142,29 +140,12 @@ export class Exec extends Process {
   /** Sends a signal to its own pid: `all` is for a container. */
   override kill(signal: number, _all: boolean): Promise<void> {
     return this.serialize("kill", () => {
-      const { commands, reaper, save } = this.context;
-      const what = `signal ${signal}`;
-      const hasBegun = commands.hasBegun(what, this.scope);
-      if (hasBegun && this.exit?.status === SIGNALLED + signal) return Promise.resolve();
-      // Once more does no harm.
-      if (hasBegun && (this.exit !== undefined || signal !== Signal.SIGKILL)) {
-        throw new StatusError(
-          Code.UNAVAILABLE,
-          `the shim's host has died when it was about to send signal ${signal} to process ${this.id}: it may have been sent`,
-        );
-      }
-      if (this.exit !== undefined) this.alreadyFinished();
-      if (this.pid === 0) {
+      if (this.pid === 0 && this.exit === undefined) {
         throw new StatusError(Code.FAILED_PRECONDITION, "process not created");
       }
-      commands.note(what, this.scope);
-      save();
-      try {
-        reaper.kill(this.pid, signal);
-      } catch (error) {
-        if (error instanceof SystemError && error.errno === Errno.ESRCH) this.alreadyFinished();
-        throw killError(error);
-      }
+      this.signal(signal);
+      // One whose container is paused is known to end when that is resumed.
+      if (signal === Signal.SIGKILL && this.state !== "paused") requireThawed(this.pid);
       return Promise.resolve();
     });
   }

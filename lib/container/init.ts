@@ -15,6 +15,7 @@ import { Code, StatusError } from "../ttrpc/status.ts";
 import { ownsPidNamespace, PID_FILE, readPidFile, removeIfThere } from "./bundle.ts";
 import type { Context } from "./context.ts";
 import { withCriu } from "./criu.ts";
+import { frozenCgroup, requireThawed } from "./freezer.ts";
 import { INIT_SLOT } from "../record/keeper.ts";
 import type { InitRecord } from "../record/record.ts";
 import { type ExitListener, Process, type ProcessExit, stateOf } from "./process.ts";
@@ -273,24 +274,36 @@ export class Init extends Process {
       try {
         await this.#runc.kill(this.id, signal, all);
       } catch (error) {
-        throw killError(error);
+        const failure = killError(error);
+        if (failure.code !== Code.NOT_FOUND || isGone(error) || !this.#mayBeSignalled) throw failure;
+        // The runtime takes a process for ended whose first thread has; its other threads may live.
+        this.signal(signal);
       }
-      if (signal === Signal.SIGKILL && this.machine.state === "paused") await this.#thaw();
+      if (signal === Signal.SIGKILL) await this.#thaw();
     });
   }
 
+  /** Whether its pid is its own: one whose end is being told has been reaped. */
+  get #mayBeSignalled(): boolean {
+    return this.pid !== 0 && (this.#ending === undefined || this.exit !== undefined);
+  }
+
   /**
-   * Has paused processes go on that are to die: on cgroup v1 they die when they are thawed, not before. runc thaws them
+   * Has frozen processes go on that are to die: on cgroup v1 they die when they are thawed, not before. runc thaws them
    * itself; crun does not.
+   *
+   * @throws {StatusError} UNAVAILABLE when they stay frozen
    */
   async #thaw(): Promise<void> {
+    if (this.#ending !== undefined) return;
+    if (this.machine.state !== "paused" && frozenCgroup(this.pid) === undefined) return;
     try {
       await this.#runc.resume(this.id);
+      if (this.machine.canBecome("running")) this.machine.become("running");
     } catch {
-      // It has died already: there is nothing left to go on.
-      return;
+      // It has died already, or is frozen together with others.
     }
-    if (this.machine.canBecome("running")) this.machine.become("running");
+    requireThawed(this.pid);
   }
 
   /** Freezes every process of the container. */
@@ -340,7 +353,7 @@ export class Init extends Process {
       const { rootfs } = this.#config;
       if (rootfs !== "") {
         try {
-          await unmountAll(this.context.timer, rootfs);
+          await unmountAll(this.context, rootfs);
         } catch (error) {
           throw new StatusError(Code.UNKNOWN, `failed rootfs umount: ${messageOf(error)}`);
         }

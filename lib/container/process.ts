@@ -1,5 +1,7 @@
 /** What an init process and an exec process have in common. */
 
+import { Errno, SystemError } from "../../ffi/libc.ts";
+import { Signal } from "../../ffi/signals.ts";
 import type { Exit } from "../reaper.ts";
 import { Code, StatusError } from "../ttrpc/status.ts";
 import { within } from "../async.ts";
@@ -7,12 +9,16 @@ import type { ProcessRecord, StreamsRecord } from "../record/record.ts";
 import { removeIfThere } from "./bundle.ts";
 import { ConsoleStdio } from "./console.ts";
 import type { Context } from "./context.ts";
+import { killError } from "./runtime_errors.ts";
 import type { Action, State, StateMachine } from "./state.ts";
 import { PipeStdio } from "./stdio.ts";
 import type { ProcessStreams, StdioConfig, StdioOptions } from "./streams.ts";
 
 /** How long the end of a process's output is waited for before it is closed, in ms. */
 const DRAIN_TIMEOUT_MS = 2000;
+
+/** What a shell adds to the number of the signal that has ended a process. */
+const SIGNALLED = 128;
 
 /** What streams need to know of their process's container. */
 export type StreamsConfig = Omit<StdioOptions, "context" | "id" | "shelf">;
@@ -244,6 +250,34 @@ export abstract class Process {
     });
     this.#last = turn.catch(() => {});
     return turn;
+  }
+
+  /**
+   * Sends a signal to its pid, without the runtime. Where a host has died that may have sent it already, only SIGKILL is sent
+   * again, which does no harm.
+   *
+   * @throws {StatusError} NOT_FOUND when it has ended; UNAVAILABLE when it is not known whether the signal has been sent
+   */
+  protected signal(signal: number): void {
+    const { commands, reaper, save } = this.context;
+    const what = `signal ${signal}`;
+    const hasBegun = commands.hasBegun(what, this.scope);
+    if (hasBegun && this.exit?.status === SIGNALLED + signal) return;
+    if (hasBegun && (this.exit !== undefined || signal !== Signal.SIGKILL)) {
+      throw new StatusError(
+        Code.UNAVAILABLE,
+        `the shim's host has died when it was about to send signal ${signal} to process ${this.id}: it may have been sent`,
+      );
+    }
+    if (this.exit !== undefined) this.alreadyFinished();
+    commands.note(what, this.scope);
+    save();
+    try {
+      reaper.kill(this.#pid, signal);
+    } catch (error) {
+      if (error instanceof SystemError && error.errno === Errno.ESRCH) this.alreadyFinished();
+      throw killError(error);
+    }
   }
 
   /**

@@ -2,10 +2,11 @@
 
 import { LoopDevice } from "../../ffi/loop.ts";
 import { MemoryFile } from "../../ffi/memfd.ts";
-import { mount, MOUNT_DATA_SIZE, mountPoints, MS, unmount } from "../../ffi/mount.ts";
+import { detach, mount, MOUNT_DATA_SIZE, mountPoints, MS, unmount } from "../../ffi/mount.ts";
 import { sleep, type Timer } from "../async.ts";
 import { messageOf } from "../errors.ts";
 import type { Run } from "../reaper.ts";
+import type { Context } from "./context.ts";
 
 /** A mount as containerd describes it. */
 export interface Mount {
@@ -238,17 +239,18 @@ function inFolder(folder: string | undefined, call: () => void): void {
   }
 }
 
-/** How often a busy mount is tried again, and after how many ms. */
-const BUSY_TRIES = 50;
-const BUSY_DELAY_MS = 50;
+/** How often a busy mount is tried again, and after how many ms: a namespace that goes keeps it for a moment. */
+const BUSY_TRIES = 10;
+const BUSY_DELAY_MS = 25;
 
 /**
- * Takes every mount off a path, never lazily; nothing, when there is none or no such path. Those that were there before
- * {@link mountAll} go too: a container that could not be deleted may have left them.
+ * Takes every mount off a path; nothing, when there is none or no such path. Those that were there before {@link mountAll} go
+ * too: a container that could not be deleted may have left them. What stays busy, because a process of the host's is in it,
+ * say, is detached after a quarter of a second, and goes when nobody uses it any more: the log has a line about that.
  *
- * @throws {Error} when one stays busy for 2.5 s, or cannot be taken off
+ * @throws {Error} when one cannot be taken off
  */
-export async function unmountAll(timer: Timer, target: string): Promise<void> {
+export async function unmountAll({ timer, log }: Pick<Context, "timer" | "log">, target: string): Promise<void> {
   for (let busy = 0;;) {
     switch (unmount(target)) {
       case "none":
@@ -258,11 +260,19 @@ export async function unmountAll(timer: Timer, target: string): Promise<void> {
       case "busy":
         if (unmountBelow(target)) continue;
         if (++busy > BUSY_TRIES) {
-          throw new Error(`umount of ${target}: it is still in use`);
+          isolate(target);
+          detach(target);
+          log.warn("a mount is in use by others than the container, and has been detached", { mount: target });
+        } else {
+          await sleep(timer, BUSY_DELAY_MS);
         }
-        await sleep(timer, BUSY_DELAY_MS);
     }
   }
+}
+
+/** Has what happens to the mounts at and below a path stay there, and not be done to what they are of. */
+function isolate(target: string): void {
+  mount("", target, "", MS.REC | MS.PRIVATE, "");
 }
 
 /**
@@ -274,7 +284,7 @@ function unmountBelow(target: string): boolean {
   const prefix = `${Deno.realPathSync(target)}/`;
   const below = mountPoints().filter((each) => each.startsWith(prefix));
   if (below.length === 0) return false;
-  // They may propagate to what was bound, which is not to be unmounted.
-  mount("", target, "", MS.REC | MS.PRIVATE, "");
+  // What was bound is not to be unmounted.
+  isolate(target);
   return below.reverse().map(unmount).includes("unmounted");
 }

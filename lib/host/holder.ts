@@ -80,6 +80,10 @@ export class Holder implements Parent {
   beforeStart: (() => void) | undefined;
   /** The number of the last child that has been asked for. */
   serial = 0;
+  /** How many exits it has told of. */
+  #exits = 0;
+  /** The number that the last of {@link #reach} has been asked by: none that anything is kept by. */
+  #reached = 0;
   /** What there was no room for: the holder is stopped, say. */
   readonly #outgoing: Outgoing[] = [];
   #open = true;
@@ -173,6 +177,25 @@ export class Holder implements Parent {
    */
   accept(number: number, from: number): Promise<number> {
     return this.#want(number, `accept4 on descriptor ${from}`, () => acceptOrder(number, from));
+  }
+
+  /** Settled when it has reaped all that has ended: also what it had not told of before. */
+  async settled(): Promise<void> {
+    // What it is told by now, it does first.
+    await this.#reach();
+    let exits;
+    do {
+      exits = this.#exits;
+      // Of the next that has ended it tells before it is asked again.
+      await this.#reach();
+    } while (this.#exits !== exits);
+  }
+
+  /** Settled when it has done all that it is told by now, or has gone. */
+  async #reach(): Promise<void> {
+    const number = --this.#reached;
+    // There is no such file, and it says so when it has come to that.
+    await this.#want(number, "open", () => openOrder(number, "", fds.O.RDONLY)).catch(() => {});
   }
 
   /** Has it go to a host of another build. */
@@ -299,6 +322,7 @@ export class Holder implements Parent {
         return wanted.reject(new SystemError(wanted.what, message.error || Errno.EMFILE));
       }
     }
+    if (message.kind === "exited") this.#exits++;
     this.#listener(message, descriptors);
   }
 

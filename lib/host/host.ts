@@ -32,7 +32,7 @@ const SOCKET = 3;
 const LOCK = 4;
 /** The exit status of a holder whose socket cannot be served. */
 const NOT_SERVED = 1;
-/** How long a host without a container waits for the next one, in ms. */
+/** How long a host without a container waits for the next one, in ms; where nobody would reap it, it waits for ever. */
 const LINGER_MS = 30_000;
 /** How long a holder may take to come back that finds no host of another build, in ms: lib/standalone/entry.c. */
 const BACK_MS = 6000;
@@ -99,6 +99,8 @@ class Host {
   readonly #build = ownBuild();
   readonly #report: Report;
   #linger: Disposable | undefined;
+  /** The containerds that its containers have been of, as their flags name them. */
+  readonly #containerds = new Set<string>();
   /** Whether it has been told to end, once its containers have. */
   #leaving = false;
   /** Whether its containers are going to a host of another build. */
@@ -167,6 +169,7 @@ class Host {
       const options = parse(join.args);
       // Help, the version, and a socket that is not inherited, are for a process by itself.
       if (options === undefined || options.version || options.socket !== "") return refuse("refused");
+      this.#containerds.add(options["containerd-binary"]);
       const { cwd, entered } = join;
       const kept = new KeptByHolder(holder);
       const temporary = join.variable("TMPDIR");
@@ -292,7 +295,7 @@ class Host {
   /** A holder has ended, or was not to be one. */
   #gone(member: Member | undefined): void {
     if (member === undefined) return;
-    const orphan = member.shim?.creating;
+    const orphan = member.shim?.unstarted;
     member.shim?.abandon();
     if (orphan !== undefined) {
       removeOrphan(this.#place, orphan).catch((error) => {
@@ -316,7 +319,20 @@ class Host {
   }
 
   #wait(): void {
-    this.#linger = this.#place.timer(LINGER_MS, () => this.#end());
+    this.#linger = this.#place.timer(LINGER_MS, () => this.#isReaped() ? this.#end() : this.#wait());
+  }
+
+  /**
+   * Whether this process is reaped when it ends: a containerd that is process 1 of a pid namespace reaps nobody but those whom
+   * it has started itself.
+   */
+  #isReaped(): boolean {
+    try {
+      const parent = Deno.readLinkSync(`/proc/${Deno.ppid}/exe`);
+      return !this.#containerds.has(parent.replace(/ \(deleted\)$/, ""));
+    } catch {
+      return true; // Its parent has gone, or is no program.
+    }
   }
 
   #end(): void {

@@ -1,6 +1,6 @@
 /**
- * What becomes of a container whose process dies while the OCI runtime creates it: the runtime goes on, and what it makes
- * would be nobody's, with a name that nobody can use again. Its host has it removed.
+ * What becomes of a container whose process dies before it has been started: the runtime goes on that creates it, and what it
+ * makes, or has made, would be nobody's, with a name that nobody can use again. Its host has it removed.
  */
 
 import { close } from "../../ffi/fd.ts";
@@ -11,21 +11,33 @@ import { Event, type Poller } from "../../ffi/poll.ts";
 import { argumentsOf, parentOf, reap, spawn } from "../../ffi/process.ts";
 import { sleep, type Timer } from "../async.ts";
 import type { Place } from "../place.ts";
-import type { Creation } from "../shim.ts";
+import type { Unstarted } from "../shim.ts";
 
 /** How long a runtime may take to begin and to end whose process is not known, in ms. */
 const UNKNOWN_MS = 500;
 /** How long containerd may take to write the configuration into a bundle that it has just made, in ms. */
 const CONFIGURATION_MS = 500;
 
-/** Waits until the runtime has done what it does, and removes what it has made. */
-export async function removeOrphan({ poller, timer }: Place, { id, bundle, runtime, pid }: Creation): Promise<void> {
-  if (pid === 0) await sleep(timer, UNKNOWN_MS);
-  else await ended(poller, pid);
-  const init = Number(/"pid":\s*(\d+)/.exec(await outputOf(poller, [...runtime, "state", id]))?.[1] ?? 0);
+/** Waits until the runtime has done what it does, and removes what it has made, and what has been mounted for that. */
+export async function removeOrphan(place: Place, orphan: Unstarted): Promise<void> {
+  try {
+    await removeContainer(place, orphan);
+  } finally {
+    await orphan.unmount();
+  }
+}
+
+async function removeContainer({ poller, timer }: Place, orphan: Unstarted): Promise<void> {
+  const { id, bundle, runtime, creator } = orphan;
+  if (creator === 0) await sleep(timer, UNKNOWN_MS);
+  else if (creator !== undefined) await ended(poller, creator);
+  const state = await outputOf(poller, [...runtime, "state", id]);
+  const init = Number(/"pid":\s*(\d+)/.exec(state)?.[1] ?? 0);
   // There may be another of that name by now: a shim, or a runtime that it has started, is the parent of that.
   if (isShims(init)) return;
-  if (init !== 0) await outputOf(poller, [...runtime, "delete", "--force", id]);
+  // One that has been created has the process that is known, or it has ended.
+  const isOrphan = creator === undefined ? state !== "" && (init === 0 || init === orphan.init) : init !== 0;
+  if (isOrphan) await outputOf(poller, [...runtime, "delete", "--force", id]);
   await removeRemains(timer, bundle);
 }
 

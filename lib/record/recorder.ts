@@ -95,13 +95,18 @@ export class Recorder implements Journal {
       if (this.#hasFailed) return;
       this.#hasFailed = true;
       // What was true before is not to be believed.
-      this.remove();
+      this.#removeFiles();
       log.error("another process could not go on with this shim: its state cannot be written down", { error });
     }
   }
 
-  /** Removes what has been written down: there is nothing to go on with. */
+  /** Removes what has been written down, and writes nothing more: there is nothing to go on with. */
   remove(): void {
+    this.stop();
+    this.#removeFiles();
+  }
+
+  #removeFiles(): void {
     for (const ending of ["", SPARE]) {
       try {
         Deno.removeSync(`${this.#path}${ending}`);

@@ -35,6 +35,8 @@ export interface Loaded {
    * @param isHandedOver whether another process goes on with it
    */
   abandon(isHandedOver: boolean): void;
+  /** See {@link Container.holdMounts}; of a container that has not been created there is nothing to take off. */
+  holdMounts(): () => Promise<void>;
   /**
    * Ends the container, whatever it is doing, and removes it.
    *
@@ -92,6 +94,11 @@ export class LazyService {
   /** See {@link Loaded.abandon}. */
   abandon(isHandedOver: boolean): void {
     this.#loaded?.abandon(isHandedOver);
+  }
+
+  /** See {@link Loaded.holdMounts}. */
+  holdMounts(): () => Promise<void> {
+    return this.#loaded?.holdMounts() ?? (() => Promise.resolve());
   }
 
   #handler(method: string): Handler | undefined {

@@ -47,8 +47,8 @@ export interface ServiceConfig {
 }
 
 /**
- * How long Delete waits for containerd to have taken the exit event, in ms: it ends the shim right after. So long Start waits,
- * while many events do.
+ * How long Delete waits for containerd to have taken the exit event, and for the reaping of all, in ms: it ends the shim right
+ * after. So long Start waits, while many events do.
  */
 const EVENT_TIMEOUT_MS = 2000;
 /** How long the end of the shim waits for the container's, in ms. */
@@ -176,6 +176,10 @@ export class ShimService implements Loaded {
     for (const process of container?.processes ?? []) process.abandon(isHandedOver);
   }
 
+  holdMounts(): () => Promise<void> {
+    return this.#container?.holdMounts() ?? (() => Promise.resolve());
+  }
+
   async end(): Promise<void> {
     await this.#creating?.catch(() => {});
     const container = this.#container;
@@ -192,6 +196,7 @@ export class ShimService implements Loaded {
     }
     try {
       await (await this.#delete()).last();
+      await this.#reaped();
     } catch (error) {
       // The runtime would have ended it.
       await this.#endInit(init);
@@ -261,7 +266,10 @@ export class ShimService implements Loaded {
       const decoded = decode(request, payload.slice(), "request");
       await undefined;
       const found = this.#committer?.answerOf(call.id);
-      if (found !== undefined) return payloadOf(found);
+      if (found !== undefined) {
+        await this.#reaped();
+        return payloadOf(found);
+      }
       const scope = this.#scopeOf(idOf(decoded));
       try {
         const { response: made, last } = await make(decoded, call);
@@ -269,14 +277,25 @@ export class ShimService implements Loaded {
         commands.settle(scope);
         this.#commit(call, { payload: answer.toBase64(), code: Code.OK, message: "" });
         await last?.();
+        await this.#reaped();
         return answer;
       } catch (error) {
         commands.settle(scope);
         const code = error instanceof StatusError ? error.code : Code.UNKNOWN;
         this.#commit(call, { payload: undefined, code, message: messageOf(error) });
+        await this.#reaped();
         throw error;
       }
     };
+  }
+
+  /**
+   * Waits, where there is no container (any more), until all that has ended is reaped: containerd kills the shim as soon as it
+   * has the reply to Delete, or to a Create that has failed, and may be a process 1 that does not reap.
+   */
+  async #reaped(): Promise<void> {
+    if (this.#container !== undefined) return;
+    await within(this.#context.timer, EVENT_TIMEOUT_MS, this.#context.reaper.settled());
   }
 
   #commit({ id }: Call, answer: Omit<AnswerRecord, "call">): void {

@@ -87,13 +87,17 @@ export async function expectFrozen(namespace: string, frozen: boolean): Promise<
 
 /** Lets frozen processes of a namespace's containers go on: with version 1, not even SIGKILL ends them before. */
 export function thaw(namespace: string): void {
-  for (const folder of containerCgroups(namespace)) {
-    for (const [file, thawed] of [["freezer.state", "THAWED"], ["cgroup.freeze", "0"]] as const) {
-      try {
-        Deno.writeTextFileSync(`${folder}/${file}`, thawed, { create: false });
-      } catch {
-        // another hierarchy
-      }
+  for (const folder of containerCgroups(namespace)) setFrozen(folder, false);
+}
+
+/** Freezes what is in a cgroup, or lets it go on, as an administrator would, of whom no runtime knows. */
+export function setFrozen(folder: string, isFrozen: boolean): void {
+  const words = isFrozen ? ["FROZEN", "1"] as const : ["THAWED", "0"] as const;
+  for (const [file, word] of [["freezer.state", words[0]], ["cgroup.freeze", words[1]]] as const) {
+    try {
+      Deno.writeTextFileSync(`${folder}/${file}`, word, { create: false });
+    } catch {
+      // another hierarchy
     }
   }
 }

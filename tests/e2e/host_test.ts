@@ -38,10 +38,6 @@ modes(["hosted"], "it is about hosts");
 
 /** How many containers a host has unless told otherwise. */
 const GROUP = 32;
-/** How long a host waits for its next container, in ms. */
-const LINGER_MS = 30_000;
-/** How long it may take besides to notice, and to end, in ms. */
-const ENDING_MS = 15_000;
 /** In /proc/net/unix, the type of a socket that keeps messages apart, and the flag of one that listens. */
 const SEQPACKET = "0005";
 const LISTENS = "00010000";
@@ -200,7 +196,6 @@ onlyHosted(
         await until("all holders have ended", () => containerd.shims().length === 0);
       }, { prefix: machine.prefix, shimDebug: false });
       await until("the hosts have no containers", () => machine.sizes().every((size) => size === 0));
-      await machine.expectNoHosts(LINGER_MS + ENDING_MS);
     }),
 );
 

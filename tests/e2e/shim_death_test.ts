@@ -11,10 +11,11 @@ import { describeDeaths, observeDeaths } from "../survival/deaths.ts";
 import { OURS } from "../survival/subjects.ts";
 import { onlyOurs, WAY } from "./env.ts";
 import { withEvidence } from "./evidence.ts";
-import { onlyHosted, withHosted } from "./host.ts";
-import { names } from "./leftovers.ts";
+import { must } from "./command.ts";
+import { assertRuns, onlyHosted, TALKING, withHosted, withHostedShims } from "./host.ts";
+import { names, RUNC_ROOT } from "./leftovers.ts";
 import { modes } from "./modes.ts";
-import { isAlive } from "./proc.ts";
+import { isAlive, parseMountInfo, processOf } from "./proc.ts";
 import { GatedRuntime } from "./takeover.ts";
 import { pause, until } from "./until.ts";
 
@@ -68,6 +69,63 @@ for (const moment of ["before", "after"] as const) {
       }),
   );
 }
+
+/** What is mounted below the bundle where a process is. */
+function mountedFor(pid: number, bundle: string): string[] {
+  const mounts = parseMountInfo(Deno.readTextFileSync(`/proc/${pid}/mountinfo`));
+  return mounts.map(({ path }) => path).filter((path) => path.startsWith(bundle));
+}
+
+for (const isAside of [false, true]) {
+  onlyHosted(
+    `a container that has been created when its holder is killed is removed by its host, with its mounts${
+      isAside ? ", though containerd has put its bundle aside" : ""
+    }`,
+    () =>
+      withHosted({ mountedRoot: true, endsItself: true }, async (shim, machine) => {
+        const runtime = await GatedRuntime.make(shim);
+        const rootfs = [{ type: "bind", source: shim.rootfs, options: ["rbind"] }];
+        const pid = await shim.create({}, { runtime: runtime.path, rootfs });
+        const host = machine.host();
+        assertEquals(mountedFor(host.pid, shim.bundle), [`${shim.bundle}/rootfs`]);
+        if (isAside) await runtime.close("before", "state");
+        shim.signal("SIGKILL");
+        await shim.status;
+        if (isAside) {
+          await runtime.reached();
+          await Deno.rename(shim.bundle, `${shim.bundle}-aside`);
+          await runtime.open();
+        }
+        await until("the container has been removed", () => !isAlive(pid) && runtime.runs("delete") === 1);
+        await until("its mount too", () => mountedFor(host.pid, shim.bundle).length === 0);
+        // Nothing is in the way of another of that name.
+        await shim.expectNothingLeft();
+        assertEquals(machine.host(), { ...host, size: 0 });
+      }),
+  );
+}
+
+onlyHosted(
+  "a container that somebody has begun to start when its holder is killed is not removed by its host",
+  () =>
+    withHostedShims([{ endsItself: true }, { args: TALKING }], async ([shim, other]) => {
+      const runtime = await GatedRuntime.make(shim!);
+      const pid = await shim!.create({}, { runtime: runtime.path });
+      await runtime.close("before", "start");
+      const starting = shim!.startProcess().catch(() => undefined);
+      await runtime.reached();
+      shim!.signal("SIGKILL");
+      await shim!.status;
+      await starting;
+      await runtime.open();
+      await until("it has been started", () => processOf(pid)?.comm === "sleep");
+      // The host has seen to all that it was told of before.
+      await assertRuns(other!);
+      assertEquals([isAlive(pid), runtime.runs("state"), runtime.runs("delete")], [true, 0, 0]);
+      Deno.kill(pid, "SIGKILL");
+      await must(["runc", "--root", `${RUNC_ROOT}/${shim!.namespace}`, "delete", "--force", shim!.id]);
+    }),
+);
 
 for (const isBundle of [false, true]) {
   const what = isBundle

@@ -4,7 +4,9 @@ import { assert, assertEquals, assertMatch } from "@std/assert";
 import { Code } from "../../lib/ttrpc/status.ts";
 import { must, start } from "./command.ts";
 import { expectFinishedNotFound } from "./behaviour.ts";
-import { IS_OURS } from "./env.ts";
+import { type CgroupVersion, expectFrozen, hasCgroups, setFrozen } from "./cgroups.ts";
+import { inModes, IS_OURS } from "./env.ts";
+import { cgroupsOf, containerCgroups } from "./leftovers.ts";
 import { modes } from "./modes.ts";
 import { descendants, isAlive, processOf } from "./proc.ts";
 import { assertStatus, type Shim, Status, withShim } from "./shim.ts";
@@ -171,3 +173,96 @@ Deno.test("init's exit is told only when the runtime has killed what is left", (
     await until("nothing of the container is alive", () => shim.containerProcesses().filter(isAlive).length === 0);
     await shim.delete();
   }));
+
+/** A version of cgroups that this machine can have alone, which crun wants. */
+const ALONE: CgroupVersion = hasCgroups(1) ? 1 : 2;
+
+const RUNTIMES = [{ runtime: "runc" }, { runtime: "crun", cgroups: ALONE }] as const;
+
+/** Whose first thread ends, and another lives; status 44 at SIGUSR2. */
+const LEADERLESS = `
+  #include <pthread.h>
+  #include <signal.h>
+  #include <sys/syscall.h>
+  #include <unistd.h>
+  static void leave(int signal) { _exit(44); }
+  static void *live(void *none) { for (;;) pause(); }
+  int main(void) {
+    pthread_t thread;
+    signal(SIGUSR2, leave);
+    pthread_create(&thread, NULL, live, NULL);
+    syscall(SYS_exit, 0);
+  }
+`;
+
+/** Puts a program into the container's root filesystem: /bin/program. */
+async function compile(shim: Shim, source: string): Promise<void> {
+  await Deno.writeTextFile(`${shim.folder}/program.c`, source);
+  await must(["gcc", "-static", "-pthread", "-o", `${shim.rootfs}/bin/program`, `${shim.folder}/program.c`]);
+}
+
+for (const setup of RUNTIMES) {
+  const { runtime } = setup;
+  inModes(
+    ["hosted", "alone"],
+    "the process that signals it is its parent in one, and not in the other",
+    `an init whose first thread has ended is reached by Kill, with all and without (${runtime})`,
+    () =>
+      withShim({ ...setup, args: ["/bin/program"] }, async (shim) => {
+        await compile(shim, LEADERLESS);
+        for (
+          const [signal, all, status] of [[SIGUSR2, false, 44], [SIGKILL, false, 137], [SIGKILL, true, 137]] as const
+        ) {
+          const init = await shim.run();
+          await until("its first thread has ended", () => processOf(init)?.state === "Z");
+          assertEquals((await shim.state()).status, Status.RUNNING);
+          await shim.kill(signal, { all });
+          assertEquals((await shim.wait()).status, status);
+          await assertStatus(shim.kill(signal), Code.NOT_FOUND, "process already finished");
+          await shim.delete();
+        }
+      }),
+  );
+}
+
+// Version 2 lets SIGKILL through, and runc thaws what it kills.
+if (ALONE === 1) {
+  const setup = RUNTIMES[1];
+  inModes(
+    ["hosted"],
+    "both ask the runtime for the same",
+    "SIGKILL ends a container that somebody else has frozen",
+    () =>
+      withShim(setup, async (shim) => {
+        await shim.run();
+        for (const each of containerCgroups(shim.namespace)) setFrozen(each, true);
+        await expectFrozen(shim.namespace, true);
+        await shim.kill(SIGKILL);
+        assertEquals((await shim.wait()).status, 137);
+        await shim.delete();
+      }),
+  );
+
+  inModes(
+    ["hosted"],
+    "both look for it in the same way",
+    "SIGKILL to what is frozen, and stays so, is answered by what keeps it from its end",
+    () =>
+      withShim(setup, async (shim) => {
+        await shim.run();
+        await shim.exec("other", ["sleep", "1000"]);
+        await shim.startProcess("other");
+        // More than the container is in it.
+        const [folder] = cgroupsOf(shim.namespace).filter((each) => each.includes("freezer"));
+        setFrozen(folder!, true);
+        await expectFrozen(shim.namespace, true);
+        const frozen = new RegExp(`^process \\d+ has been sent SIGKILL, and ends when ${folder}/c is thawed$`);
+        await assertStatus(shim.kill(SIGKILL, { id: "other" }), Code.UNAVAILABLE, frozen);
+        await assertStatus(shim.kill(SIGKILL), Code.UNAVAILABLE, frozen);
+        assertEquals((await shim.state()).status, Status.RUNNING);
+        setFrozen(folder!, false);
+        assertEquals([(await shim.wait()).status, (await shim.wait("other")).status], [137, 137]);
+        await shim.delete();
+      }),
+  );
+}

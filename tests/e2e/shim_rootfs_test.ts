@@ -3,8 +3,8 @@
 import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { containerd } from "../../lib/api/mod.js";
 import { Code, StatusError } from "../../lib/ttrpc/status.ts";
-import { must } from "./command.ts";
-import { onlyOurs } from "./env.ts";
+import { must, start } from "./command.ts";
+import { inModes, onlyOurs } from "./env.ts";
 import { loopsBelow, paths } from "./leftovers.ts";
 import { modes } from "./modes.ts";
 import { isAlive, type MountInfo, mountsBelow, parseMountInfo, processes } from "./proc.ts";
@@ -19,6 +19,9 @@ type Mounts = containerd.types.IMount[];
 function bind(shim: Shim, ...options: string[]): Mounts {
   return [{ type: "bind", source: shim.rootfs, options: ["rbind", ...options] }];
 }
+
+/** How long Delete may take where somebody uses the root filesystem, on a machine that is busy, in ms. */
+const IN_USE_MS = 2000;
 
 /** The same under an overlay, with folders of its own for what is written. */
 async function overlay(shim: Shim): Promise<Mounts> {
@@ -87,6 +90,41 @@ Deno.test("deleting a container that was not started unmounts", () =>
     await until("its init has ended", () => !isAlive(pid));
     assertEquals(mountsBelow(shim.folder), []);
   }));
+
+inModes(
+  ["hosted"],
+  "both undo mounts in the same way",
+  "a root filesystem that somebody on the host uses is detached when its container is deleted, with what is mounted below",
+  () =>
+    withShim({ mountedRoot: true, args: ["true"] }, async (shim) => {
+      // What is bound is to keep what is mounted in it.
+      await must(["mount", "--bind", shim.rootfs, shim.rootfs]);
+      await must(["mount", "--make-shared", shim.rootfs]);
+      await must(["mount", "-t", "tmpfs", "tmpfs", `${shim.rootfs}/tmp`]);
+      await Deno.writeTextFile(`${shim.rootfs}/tmp/file`, "below\n");
+      const before = mountsBelow(shim.folder);
+      await using cleanup = new AsyncDisposableStack();
+      cleanup.defer(async () => {
+        for (const each of before.toReversed()) await must(["umount", "-l", each]);
+      });
+      const target = `${shim.bundle}/rootfs`;
+      await shim.run({}, { rootfs: bind(shim) });
+      const user = start(["sh", "-c", `cd '${target}/tmp' && echo there && read -r line && cat file`]);
+      await until("somebody is there", () => user.stdoutSoFar() === "there\n");
+      await shim.wait();
+
+      const startedAt = performance.now();
+      await shim.delete();
+      assert(performance.now() - startedAt < IN_USE_MS, `Delete has taken ${performance.now() - startedAt} ms`);
+      assertEquals(mountsBelow(shim.folder), before);
+      await Deno.remove(shim.bundle, { recursive: true });
+      assertMatch(shim.unreadLog(), new RegExp(`level=warning msg="a mount is in use .*mount="?${target}\\b`));
+      await user.write(new TextEncoder().encode("\n"));
+      await user.closeStdin();
+      assertEquals((await user.result).stdout, "there\nbelow\n");
+    }),
+  { isOnlyOurs: true },
+);
 
 /** What is mounted at the container's root, topmost last, when the runtime is started: one that fails, and runs nothing. */
 async function mountedAtRoot(shim: Shim, mounts: Mounts): Promise<MountInfo[]> {

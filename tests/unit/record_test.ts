@@ -305,7 +305,7 @@ function recorderOf(folder: string, describe: () => Omit<ShimRecord, "answers">)
   return { recorder, calls, lines, [Symbol.dispose]: () => fds.close(calls.fd) };
 }
 
-Deno.test("what is saved is there as a whole, for its user alone, and removed when it is not needed", () =>
+Deno.test("what is saved is there as a whole, for its user alone, and removed for good when it is not needed", () =>
   withFolder((folder) => {
     using made = recorderOf(folder, () => FULL);
     made.recorder.save();
@@ -314,6 +314,11 @@ Deno.test("what is saved is there as a whole, for its user alone, and removed wh
     assertEquals(Array.from(Deno.readDirSync(folder), ({ name }) => name), ["shim.state"]);
     made.recorder.remove();
     assertEquals(readRecord(folder), undefined);
+    // What is told when all has been written down is told nevertheless.
+    let saved = 0;
+    made.recorder.saveAfterTurn(() => saved++);
+    made.recorder.save();
+    assertEquals([saved, readRecord(folder)], [1, undefined]);
     made.recorder.remove();
     assertEquals(made.lines, []);
   }));
