@@ -29,6 +29,8 @@ export class ConsoleStdio implements ProcessStreams {
   #stdout: Stream | undefined;
   #stdinWriter: number | undefined;
   #stdinClosed = false;
+  /** What the terminal is to have when it comes. */
+  #size: { readonly columns: number; readonly rows: number } | undefined;
   #closed = false;
 
   private constructor(config: StdioConfig, options: StdioOptions, folder: string) {
@@ -143,6 +145,7 @@ export class ConsoleStdio implements ProcessStreams {
     fds.setNonblocking(master);
     shelf.close(connection);
     this.#closeSocket();
+    if (this.#size !== undefined) setWindowSize(master, this.#size.columns, this.#size.rows);
     return master;
   }
 
@@ -187,7 +190,8 @@ export class ConsoleStdio implements ProcessStreams {
   }
 
   resize(columns: number, rows: number): void {
-    if (this.#master !== undefined) setWindowSize(this.#master, columns, rows);
+    if (this.#master === undefined) this.#size = { columns, rows };
+    else setWindowSize(this.#master, columns, rows);
   }
 
   get moved(): Record<string, number> {
