@@ -116,7 +116,24 @@ export function socketpair(): [number, number] {
  * @throws {SystemError} EADDRINUSE
  */
 export function listenOn(path: string): number {
-  const { address, length } = addressOf(path);
+  return listenAs(addressOf(path), path);
+}
+
+/**
+ * The same in a folder, whose path may be longer than that of a socket.
+ *
+ * @throws {SystemError} EADDRINUSE
+ */
+export function listenIn(folder: string, name: string): number {
+  const fd = fds.open(folder, fds.O.PATH | fds.O.DIRECTORY);
+  try {
+    return listenAs(addressOf(`/proc/self/fd/${fd}/${name}`), `${folder}/${name}`);
+  } finally {
+    fds.close(fd);
+  }
+}
+
+function listenAs({ address, length }: Address, path: string): number {
   const socket = check(c().socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0), "socket");
   try {
     // Of a socket that has no name yet, it is what its name's mode will be: unix(7) has no other way without a gap.
@@ -148,7 +165,12 @@ export function connectToPackets(path: string): number {
 }
 
 /** struct sockaddr_un, and how much of it counts. */
-function addressOf(path: string): { address: Uint8Array<ArrayBuffer>; length: number } {
+interface Address {
+  readonly address: Uint8Array<ArrayBuffer>;
+  readonly length: number;
+}
+
+function addressOf(path: string): Address {
   const bytes = new TextEncoder().encode(path);
   const isAbstract = bytes[0] === 0;
   if (bytes.length > ADDRESS_LIMIT + (isAbstract ? 1 : 0)) {

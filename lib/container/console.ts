@@ -3,16 +3,23 @@
 import * as fds from "../../ffi/fd.ts";
 import { peekDescriptor } from "../../ffi/fd_passing.ts";
 import { setWindowSize } from "../../ffi/pty.ts";
-import { listenOn } from "../../ffi/socket.ts";
+import { listenIn } from "../../ffi/socket.ts";
 import { statDescriptor } from "../../ffi/stat.ts";
 import { Role } from "../record/keeper.ts";
 import type { StreamsRecord } from "../record/record.ts";
 import type { ProcessStdio } from "../runtime/runc.ts";
 import { Code, StatusError } from "../ttrpc/status.ts";
+import { removeIfThere } from "./bundle.ts";
 import { isFifo, openFifoToRead, openOutput } from "./endpoint.ts";
 import { Logger } from "./logger.ts";
 import { Stream } from "./stream.ts";
 import type { ProcessStreams, StdioConfig, StdioOptions } from "./streams.ts";
+
+/** What follows a process's id in the name of its socket's folder in the bundle, and the mode of that: it is this user's alone. */
+const FOLDER_ENDING = ".pty";
+const FOLDER_MODE = 0o700;
+/** The name of the socket in it. */
+const SOCKET = "pty.sock";
 
 /** A terminal between a process and the FIFOs that containerd has made for it, or a file or logger for its output. */
 export class ConsoleStdio implements ProcessStreams {
@@ -37,11 +44,17 @@ export class ConsoleStdio implements ProcessStreams {
     this.#config = config;
     this.#options = options;
     this.#folder = folder;
-    this.stdio = { consoleSocket: `${folder}/pty.sock` };
+    // The runtime runs in the bundle, whose path may be longer than that of a socket. A folder that is elsewhere is of version 0.1.
+    const { bundle } = options;
+    const place = folder.startsWith(`${bundle}/`) ? folder.slice(bundle.length + 1) : folder;
+    this.stdio = { consoleSocket: `${place}/${SOCKET}` };
   }
 
   #listen(): void {
-    this.#socket = listenOn(`${this.#folder}/pty.sock`);
+    // What is there has been left by a host that has died.
+    removeIfThere(this.#folder, { recursive: true });
+    Deno.mkdirSync(this.#folder, { mode: FOLDER_MODE });
+    this.#socket = listenIn(this.#folder, SOCKET);
     this.#options.shelf.keep(Role.CONSOLE_SOCKET, this.#socket);
   }
 
@@ -78,8 +91,8 @@ export class ConsoleStdio implements ProcessStreams {
   }
 
   /**
-   * Opens the socket that the runtime sends the terminal to, in a folder that only this user may enter, and the streams'
-   * other ends.
+   * Opens the socket that the runtime sends the terminal to, in a folder of the bundle that only this user may enter, and the
+   * streams' other ends.
    *
    * @throws {SystemError | Error} when one cannot be opened, or a logger not started
    * @throws {StatusError} INVALID_ARGUMENT for a scheme that is not known, and input that is no FIFO
@@ -88,8 +101,7 @@ export class ConsoleStdio implements ProcessStreams {
     if (config.stdin !== "" && !isFifo(config.stdin)) {
       throw new StatusError(Code.INVALID_ARGUMENT, `the input of a terminal is no FIFO: ${config.stdin}`);
     }
-    const folder = Deno.makeTempDirSync({ prefix: "pty", ...options.context.temporary });
-    const stdio = new ConsoleStdio(config, options, folder);
+    const stdio = new ConsoleStdio(config, options, `${options.bundle}/${options.id}${FOLDER_ENDING}`);
     try {
       stdio.#listen();
       if (config.stdout !== "") await stdio.#openOutput(config.stdout);
@@ -222,6 +234,6 @@ export class ConsoleStdio implements ProcessStreams {
     if (this.#socket === undefined) return;
     this.#options.shelf.close(this.#socket);
     this.#socket = undefined;
-    Deno.removeSync(this.#folder, { recursive: true });
+    removeIfThere(this.#folder, { recursive: true });
   }
 }
