@@ -38,6 +38,8 @@ export class ConsoleStdio implements ProcessStreams {
   #stdinClosed = false;
   /** What the terminal is to have when it comes. */
   #size: { readonly columns: number; readonly rows: number } | undefined;
+  /** Whether the process has ended. */
+  #isOver = false;
   #closed = false;
 
   private constructor(config: StdioConfig, options: StdioOptions, folder: string) {
@@ -139,10 +141,13 @@ export class ConsoleStdio implements ProcessStreams {
     const from = fds.duplicate(master);
     this.#output = undefined;
     this.#stdout = new Stream(this.#options.context.poller, from, fd, {
-      fromTerminal: true,
+      terminal: "from",
       toFile,
+      // Whoever prints something may read, too.
+      onMoved: () => this.#stdin?.retry(),
       close: (each) => each === from ? fds.close(each) : this.#options.shelf.close(each),
     });
+    if (this.#isOver) this.#stdout.endTerminal();
   }
 
   /** The terminal, which the runtime has sent before it said that the process is started. */
@@ -183,12 +188,16 @@ export class ConsoleStdio implements ProcessStreams {
       shelf.keep(Role.STDIN_WRITER, this.#stdinWriter);
     }
     this.#stdin = new Stream(context.poller, fifo, to, {
+      terminal: "to",
       close: (each) => each === to ? fds.close(each) : shelf.close(each),
     });
+    if (this.#isOver) this.#stdin.endTerminal();
   }
 
-  flush(): void {
-    this.#stdout?.flush();
+  processEnded(): void {
+    this.#isOver = true;
+    this.#stdin?.endTerminal();
+    this.#stdout?.endTerminal();
   }
 
   get drained(): Promise<void> {

@@ -108,6 +108,7 @@ export abstract class Process {
     const streams = (stdio.terminal ? ConsoleStdio : PipeStdio).restore(stdio, options, record, this.#stdinClosed);
     this.streams = streams;
     this.#hasStreams = this.#pid === 0;
+    if (this.#exit !== undefined) streams.processEnded();
     if (this.#pid === 0) return;
     Promise.resolve(streams.connectOutput()).catch((error) => {
       context.log.error("the output of a process is lost", { process: id, error });
@@ -161,7 +162,7 @@ export abstract class Process {
     if (this.#exit !== undefined) return;
     // Who learns of the end may look at the output right away, and not wait for what is on its way.
     try {
-      this.streams?.flush();
+      this.streams?.processEnded();
     } catch (error) {
       this.context.log.error("output could not be passed on", { process: this.id, error });
     }
