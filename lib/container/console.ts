@@ -2,7 +2,9 @@
 
 import * as fds from "../../ffi/fd.ts";
 import { peekDescriptor } from "../../ffi/fd_passing.ts";
-import { setWindowSize } from "../../ffi/pty.ts";
+import { Errno, SystemError } from "../../ffi/libc.ts";
+import { foregroundOf, inputMode, sessionOf, setWindowSize } from "../../ffi/pty.ts";
+import { Signal } from "../../ffi/signals.ts";
 import { listenIn } from "../../ffi/socket.ts";
 import { statDescriptor } from "../../ffi/stat.ts";
 import { Role } from "../record/keeper.ts";
@@ -21,6 +23,10 @@ const FOLDER_MODE = 0o700;
 /** The name of the socket in it. */
 const SOCKET = "pty.sock";
 
+/** How long after the end of a terminal's input it is looked at whether its process has taken note, in ms: longer each time. */
+const SHORTEST_END_CHECK_MS = 2000;
+const LONGEST_END_CHECK_MS = 60_000;
+
 /** A terminal between a process and the FIFOs that containerd has made for it, or a file or logger for its output. */
 export class ConsoleStdio implements ProcessStreams {
   readonly stdio: ProcessStdio;
@@ -36,6 +42,8 @@ export class ConsoleStdio implements ProcessStreams {
   #stdout: Stream | undefined;
   #stdinWriter: number | undefined;
   #stdinClosed = false;
+  /** Set when the end of input has been typed, until the process has ended. */
+  #inputEndTimer: Disposable | undefined;
   /** What the terminal is to have when it comes. */
   #size: { readonly columns: number; readonly rows: number } | undefined;
   /** Whether the process has ended. */
@@ -80,6 +88,8 @@ export class ConsoleStdio implements ProcessStreams {
     if (isStdinClosed) stdio.closeStdin();
     const from = shelf.find(Role.STDIN_FROM);
     if (from !== undefined && stdio.#master !== undefined) stdio.#connect(from, stdio.#master);
+    // Its end may have been typed, or it is connected later.
+    else if (isStdinClosed) stdio.#checkInputEnd();
     return stdio;
   }
 
@@ -181,6 +191,7 @@ export class ConsoleStdio implements ProcessStreams {
 
   #connect(fifo: number, master: number): void {
     const { shelf, context } = this.#options;
+    this.#inputEndTimer?.[Symbol.dispose]();
     const to = fds.duplicate(master);
     // Held open here, so that a client that detaches does not end the input.
     if (!this.#stdinClosed && this.#stdinWriter === undefined) {
@@ -189,13 +200,56 @@ export class ConsoleStdio implements ProcessStreams {
     }
     this.#stdin = new Stream(context.poller, fifo, to, {
       terminal: "to",
+      last: () => endOfInput(to),
       close: (each) => each === to ? fds.close(each) : shelf.close(each),
     });
     if (this.#isOver) this.#stdin.endTerminal();
+    this.#stdin.done.then(() => this.#checkInputEnd());
+  }
+
+  /**
+   * Sees to it that the process comes to the end of its input, which has been typed. Who reads lines has it typed again: nothing
+   * says whether it has been read, and input that has ended does so for each who reads it. Who takes keys as they come is hung
+   * up on.
+   */
+  #checkInputEnd(ms = SHORTEST_END_CHECK_MS): void {
+    if (this.#closed || this.#isOver || !this.#stdinClosed || this.#config.stdin === "") return;
+    this.#inputEndTimer?.[Symbol.dispose]();
+    this.#inputEndTimer = this.#options.context.timer(ms, () => {
+      const master = this.#master;
+      if (master === undefined || this.#typeEnd(master)) this.#checkInputEnd(Math.min(2 * ms, LONGEST_END_CHECK_MS));
+      else this.#hangUpOn(master);
+    });
+  }
+
+  /** @returns false when nobody would take that for an end */
+  #typeEnd(master: number): boolean {
+    const { isCanonical, endOfFile } = inputMode(master);
+    if (!isCanonical || endOfFile === 0) return false;
+    // Where that cannot be done, nobody reads now.
+    fds.write(master, new Uint8Array([endOfFile]));
+    return true;
+  }
+
+  /** Does what the kernel does when a line is cut, but that output is passed on still. */
+  #hangUpOn(master: number): void {
+    const { log, reaper } = this.#options.context;
+    const [session, foreground] = [sessionOf(master), foregroundOf(master)];
+    log.debug("a terminal whose input has ended is hung up", { process: this.#options.id, session, foreground });
+    // The second is a group, of which the session's leader may be one. 0 is none, and 1 would stand for all processes.
+    const targets = session === foreground ? [-foreground] : [session, -foreground];
+    for (const target of targets.filter((each) => Math.abs(each) > 1)) {
+      try {
+        for (const signal of [Signal.SIGHUP, Signal.SIGCONT]) reaper.kill(target, signal);
+      } catch (error) {
+        if (!(error instanceof SystemError && error.errno === Errno.ESRCH)) throw error;
+      }
+    }
   }
 
   processEnded(): void {
     this.#isOver = true;
+    this.#inputEndTimer?.[Symbol.dispose]();
     this.#stdin?.endTerminal();
     this.#stdout?.endTerminal();
   }
@@ -232,6 +286,7 @@ export class ConsoleStdio implements ProcessStreams {
 
   #closeHere(): void {
     this.#closed = true;
+    this.#inputEndTimer?.[Symbol.dispose]();
     this.#stdin?.close();
     this.#stdout?.close();
     this.#output = this.#master = this.#stdinWriter = undefined;
@@ -245,4 +300,15 @@ export class ConsoleStdio implements ProcessStreams {
     this.#socket = undefined;
     removeIfThere(this.#folder, { recursive: true });
   }
+}
+
+/**
+ * What is typed when no more will be: the character that ends a file, if there is one. Of a line that has begun, the first of two
+ * is the end of that.
+ *
+ * @throws {SystemError}
+ */
+function endOfInput(master: number): Uint8Array<ArrayBuffer> {
+  const { endOfFile } = inputMode(master);
+  return endOfFile === 0 ? new Uint8Array() : new Uint8Array([endOfFile, endOfFile]);
 }

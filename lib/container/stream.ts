@@ -1,7 +1,7 @@
 /** Bytes on their way from one descriptor to another, inside the kernel where it can. */
 
-import { close } from "../../ffi/fd.ts";
-import { Errno, SystemError } from "../../ffi/libc.ts";
+import { close, write } from "../../ffi/fd.ts";
+import { Errno, errno, SystemError } from "../../ffi/libc.ts";
 import { copy, growPipe, splice, WRITE_CALL } from "../../ffi/pipe.ts";
 import { Event, type Poller } from "../../ffi/poll.ts";
 import { hasOutput } from "../../ffi/pty.ts";
@@ -52,6 +52,8 @@ export interface StreamOptions {
   readonly terminal?: "from" | "to";
   /** Told when bytes have been moved. */
   readonly onMoved?: () => void;
+  /** Gives what is written after all else, when the first descriptor is at its end; nothing, unless given. */
+  readonly last?: () => Uint8Array<ArrayBuffer>;
   /** Whether the second descriptor is a file that is opened to append: splice(2) refuses those. */
   readonly toFile?: boolean;
   /** Closes one of the two; close(2), unless given. */
@@ -73,6 +75,7 @@ export class Stream {
   readonly #toFile: boolean;
   readonly #terminal: "from" | "to" | undefined;
   readonly #onMoved: (() => void) | undefined;
+  readonly #last: (() => Uint8Array<ArrayBuffer>) | undefined;
   readonly #piece: number;
   readonly #done = Promise.withResolvers<void>();
   readonly #close: (fd: number) => void;
@@ -90,6 +93,8 @@ export class Stream {
   /** Whether the process of the terminal has ended; and how many bytes are moved at the most, then. */
   #isOver = false;
   #limit = Infinity;
+  /** What of the last is still to be written, once all else has been. */
+  #rest: Uint8Array<ArrayBuffer> | undefined;
   /** Whether the last bytes for a file could not be written. */
   #isLosing = false;
   #bytes = 0;
@@ -108,6 +113,7 @@ export class Stream {
     this.#toFile = toFile;
     this.#terminal = terminal;
     this.#onMoved = options.onMoved;
+    this.#last = options.last;
     this.#piece = terminal === "from" ? TERMINAL_PIECE : PIECE;
     if (toFile || terminal === "from") this.#isLarge = false;
     const wake = () => this.#wake();
@@ -203,7 +209,7 @@ export class Stream {
       calls++;
       let count: number;
       try {
-        count = (this.#toFile ? copy : splice)(this.#from, this.#to, this.#piece);
+        count = this.#move();
       } catch (error) {
         const reason = error instanceof SystemError ? error.errno : undefined;
         if (reason === Errno.EIO && this.#terminal !== undefined && this.#waitForTerminal()) break;
@@ -234,6 +240,24 @@ export class Stream {
     }
     if (moved > 0) this.#hasMoved();
     return { calls, moved };
+  }
+
+  /** @returns how many bytes have been moved; 0 at the end, and -1 when it is to be tried again */
+  #move(): number {
+    const count = (this.#toFile ? copy : splice)(this.#from, this.#to, this.#piece);
+    return count === 0 ? this.#writeLast() : count;
+  }
+
+  #writeLast(): number {
+    this.#rest ??= this.#last?.() ?? new Uint8Array();
+    if (this.#rest.length === 0) return 0;
+    const count = write(this.#to, this.#rest);
+    if (count < 0) {
+      if (errno() === Errno.EAGAIN) return -1;
+      throw new SystemError(WRITE_CALL, errno(), this.#to);
+    }
+    this.#rest = this.#rest.subarray(count);
+    return count;
   }
 
   /**
