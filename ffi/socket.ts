@@ -123,7 +123,24 @@ export function socketpair(): [number, number] {
  * @throws {SystemError} EADDRINUSE
  */
 export function listenOn(path: string): number {
-  const { address, length } = socketAddress(path);
+  return listenAs(socketAddress(path), path);
+}
+
+/**
+ * The same in a folder, whose path may be longer than that of a socket.
+ *
+ * @throws {SystemError} EADDRINUSE
+ */
+export function listenIn(folder: string, name: string): number {
+  const fd = fds.open(folder, fds.O.PATH | fds.O.DIRECTORY);
+  try {
+    return listenAs(socketAddress(`/proc/self/fd/${fd}/${name}`), `${folder}/${name}`);
+  } finally {
+    fds.close(fd);
+  }
+}
+
+function listenAs({ address, length }: Address, path: string): number {
   const socket = check(c().socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0), "socket");
   try {
     // Of a socket that has no name yet, it is what its name's mode will be: unix(7) has no other way without a gap.
@@ -154,12 +171,20 @@ export function connectToPackets(path: string): number {
   return socket;
 }
 
+/** struct sockaddr_un, and how many bytes of it count. */
+export interface Address {
+  /** The struct. */
+  readonly address: Uint8Array<ArrayBuffer>;
+  /** In bytes. */
+  readonly length: number;
+}
+
 /**
- * struct sockaddr_un of a path, or of an abstract address (one that begins with NUL), and how many bytes of it count.
+ * The address of a path, or an abstract one (which begins with NUL).
  *
  * @throws {Error} when it is longer than {@link ADDRESS_LIMIT}
  */
-export function socketAddress(path: string): { address: Uint8Array<ArrayBuffer>; length: number } {
+export function socketAddress(path: string): Address {
   const bytes = new TextEncoder().encode(path);
   const isAbstract = bytes[0] === 0;
   if (bytes.length > ADDRESS_LIMIT + (isAbstract ? 1 : 0)) {

@@ -54,8 +54,6 @@ export interface Identity {
   readonly cwd: string;
   /** When it was started, in ns of CLOCK_MONOTONIC, where that is known. */
   readonly entered: bigint | undefined;
-  /** Where temporary files go, unless it is where Deno puts them. */
-  readonly temporary?: string | undefined;
   /** Starts and reaps the children. */
   readonly parent: Parent;
   /** Where another process would find what it needs to go on; none does, unless given. */
@@ -512,13 +510,12 @@ export class Shim {
 
   async #loadService() {
     const { poller, timer, noteWork } = this.#place;
-    const { options, cwd, temporary } = this.#identity;
+    const { options, cwd } = this.#identity;
     const { ShimService } = await import("./service/shim.ts");
     noteWork();
     return new ShimService(
       {
         ...{ poller, timer, reaper: this.reaper, log: this.log, keeper: this.#keeper, commands: this.#commands },
-        temporary: temporary ? { dir: temporary } : undefined,
         save: () => this.save(),
       },
       {

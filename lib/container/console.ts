@@ -2,17 +2,30 @@
 
 import * as fds from "../../ffi/fd.ts";
 import { peekDescriptor } from "../../ffi/fd_passing.ts";
-import { setWindowSize } from "../../ffi/pty.ts";
-import { listenOn } from "../../ffi/socket.ts";
+import { Errno, SystemError } from "../../ffi/libc.ts";
+import { foregroundOf, inputMode, sessionOf, setWindowSize } from "../../ffi/pty.ts";
+import { Signal } from "../../ffi/signals.ts";
+import { listenIn } from "../../ffi/socket.ts";
 import { statDescriptor } from "../../ffi/stat.ts";
 import { Role } from "../record/keeper.ts";
 import type { StreamsRecord } from "../record/record.ts";
 import type { ProcessStdio } from "../runtime/runc.ts";
 import { Code, StatusError } from "../ttrpc/status.ts";
+import { removeIfThere } from "./bundle.ts";
 import { isFifo, openFifoToRead, openOutput } from "./endpoint.ts";
 import { Logger } from "./logger.ts";
 import { Stream } from "./stream.ts";
 import type { ProcessStreams, StdioConfig, StdioOptions } from "./streams.ts";
+
+/** What follows a process's id in the name of its socket's folder in the bundle, and the mode of that: it is this user's alone. */
+const FOLDER_ENDING = ".pty";
+const FOLDER_MODE = 0o700;
+/** The name of the socket in it. */
+const SOCKET = "pty.sock";
+
+/** How long after the end of a terminal's input it is looked at whether its process has taken note, in ms: longer each time. */
+const SHORTEST_END_CHECK_MS = 2000;
+const LONGEST_END_CHECK_MS = 60_000;
 
 /** A terminal between a process and the FIFOs that containerd has made for it, or a file or logger for its output. */
 export class ConsoleStdio implements ProcessStreams {
@@ -29,17 +42,29 @@ export class ConsoleStdio implements ProcessStreams {
   #stdout: Stream | undefined;
   #stdinWriter: number | undefined;
   #stdinClosed = false;
+  /** Set when the end of input has been typed, until the process has ended. */
+  #inputEndTimer: Disposable | undefined;
+  /** What the terminal is to have when it comes. */
+  #size: { readonly columns: number; readonly rows: number } | undefined;
+  /** Whether the process has ended. */
+  #isOver = false;
   #closed = false;
 
   private constructor(config: StdioConfig, options: StdioOptions, folder: string) {
     this.#config = config;
     this.#options = options;
     this.#folder = folder;
-    this.stdio = { consoleSocket: `${folder}/pty.sock` };
+    // The runtime runs in the bundle, whose path may be longer than that of a socket. A folder that is elsewhere is of version 0.1.
+    const { bundle } = options;
+    const place = folder.startsWith(`${bundle}/`) ? folder.slice(bundle.length + 1) : folder;
+    this.stdio = { consoleSocket: `${place}/${SOCKET}` };
   }
 
   #listen(): void {
-    this.#socket = listenOn(`${this.#folder}/pty.sock`);
+    // What is there has been left by a host that has died.
+    removeIfThere(this.#folder, { recursive: true });
+    Deno.mkdirSync(this.#folder, { mode: FOLDER_MODE });
+    this.#socket = listenIn(this.#folder, SOCKET);
     this.#options.shelf.keep(Role.CONSOLE_SOCKET, this.#socket);
   }
 
@@ -63,6 +88,8 @@ export class ConsoleStdio implements ProcessStreams {
     if (isStdinClosed) stdio.closeStdin();
     const from = shelf.find(Role.STDIN_FROM);
     if (from !== undefined && stdio.#master !== undefined) stdio.#connect(from, stdio.#master);
+    // Its end may have been typed, or it is connected later.
+    else if (isStdinClosed) stdio.#checkInputEnd();
     return stdio;
   }
 
@@ -76,8 +103,8 @@ export class ConsoleStdio implements ProcessStreams {
   }
 
   /**
-   * Opens the socket that the runtime sends the terminal to, in a folder that only this user may enter, and the streams'
-   * other ends.
+   * Opens the socket that the runtime sends the terminal to, in a folder of the bundle that only this user may enter, and the
+   * streams' other ends.
    *
    * @throws {SystemError | Error} when one cannot be opened, or a logger not started
    * @throws {StatusError} INVALID_ARGUMENT for a scheme that is not known, and input that is no FIFO
@@ -86,8 +113,7 @@ export class ConsoleStdio implements ProcessStreams {
     if (config.stdin !== "" && !isFifo(config.stdin)) {
       throw new StatusError(Code.INVALID_ARGUMENT, `the input of a terminal is no FIFO: ${config.stdin}`);
     }
-    const folder = Deno.makeTempDirSync({ prefix: "pty", ...options.context.temporary });
-    const stdio = new ConsoleStdio(config, options, folder);
+    const stdio = new ConsoleStdio(config, options, `${options.bundle}/${options.id}${FOLDER_ENDING}`);
     try {
       stdio.#listen();
       if (config.stdout !== "") await stdio.#openOutput(config.stdout);
@@ -125,10 +151,13 @@ export class ConsoleStdio implements ProcessStreams {
     const from = fds.duplicate(master);
     this.#output = undefined;
     this.#stdout = new Stream(this.#options.context.poller, from, fd, {
-      fromTerminal: true,
+      terminal: "from",
       toFile,
+      // Whoever prints something may read, too.
+      onMoved: () => this.#stdin?.retry(),
       close: (each) => each === from ? fds.close(each) : this.#options.shelf.close(each),
     });
+    if (this.#isOver) this.#stdout.endTerminal();
   }
 
   /** The terminal, which the runtime has sent before it said that the process is started. */
@@ -143,6 +172,7 @@ export class ConsoleStdio implements ProcessStreams {
     fds.setNonblocking(master);
     shelf.close(connection);
     this.#closeSocket();
+    if (this.#size !== undefined) setWindowSize(master, this.#size.columns, this.#size.rows);
     return master;
   }
 
@@ -161,6 +191,7 @@ export class ConsoleStdio implements ProcessStreams {
 
   #connect(fifo: number, master: number): void {
     const { shelf, context } = this.#options;
+    this.#inputEndTimer?.[Symbol.dispose]();
     const to = fds.duplicate(master);
     // Held open here, so that a client that detaches does not end the input.
     if (!this.#stdinClosed && this.#stdinWriter === undefined) {
@@ -168,12 +199,59 @@ export class ConsoleStdio implements ProcessStreams {
       shelf.keep(Role.STDIN_WRITER, this.#stdinWriter);
     }
     this.#stdin = new Stream(context.poller, fifo, to, {
+      terminal: "to",
+      last: () => endOfInput(to),
       close: (each) => each === to ? fds.close(each) : shelf.close(each),
+    });
+    if (this.#isOver) this.#stdin.endTerminal();
+    this.#stdin.done.then(() => this.#checkInputEnd());
+  }
+
+  /**
+   * Sees to it that the process comes to the end of its input, which has been typed. Who reads lines has it typed again: nothing
+   * says whether it has been read, and input that has ended does so for each who reads it. Who takes keys as they come is hung
+   * up on.
+   */
+  #checkInputEnd(ms = SHORTEST_END_CHECK_MS): void {
+    if (this.#closed || this.#isOver || !this.#stdinClosed || this.#config.stdin === "") return;
+    this.#inputEndTimer?.[Symbol.dispose]();
+    this.#inputEndTimer = this.#options.context.timer(ms, () => {
+      const master = this.#master;
+      if (master === undefined || this.#typeEnd(master)) this.#checkInputEnd(Math.min(2 * ms, LONGEST_END_CHECK_MS));
+      else this.#hangUpOn(master);
     });
   }
 
-  flush(): void {
-    this.#stdout?.flush();
+  /** @returns false when nobody would take that for an end */
+  #typeEnd(master: number): boolean {
+    const { isCanonical, endOfFile } = inputMode(master);
+    if (!isCanonical || endOfFile === 0) return false;
+    // Where that cannot be done, nobody reads now.
+    fds.write(master, new Uint8Array([endOfFile]));
+    return true;
+  }
+
+  /** Does what the kernel does when a line is cut, but that output is passed on still. */
+  #hangUpOn(master: number): void {
+    const { log, reaper } = this.#options.context;
+    const [session, foreground] = [sessionOf(master), foregroundOf(master)];
+    log.debug("a terminal whose input has ended is hung up", { process: this.#options.id, session, foreground });
+    // The second is a group, of which the session's leader may be one. 0 is none, and 1 would stand for all processes.
+    const targets = session === foreground ? [-foreground] : [session, -foreground];
+    for (const target of targets.filter((each) => Math.abs(each) > 1)) {
+      try {
+        for (const signal of [Signal.SIGHUP, Signal.SIGCONT]) reaper.kill(target, signal);
+      } catch (error) {
+        if (!(error instanceof SystemError && error.errno === Errno.ESRCH)) throw error;
+      }
+    }
+  }
+
+  processEnded(): void {
+    this.#isOver = true;
+    this.#inputEndTimer?.[Symbol.dispose]();
+    this.#stdin?.endTerminal();
+    this.#stdout?.endTerminal();
   }
 
   get drained(): Promise<void> {
@@ -187,7 +265,8 @@ export class ConsoleStdio implements ProcessStreams {
   }
 
   resize(columns: number, rows: number): void {
-    if (this.#master !== undefined) setWindowSize(this.#master, columns, rows);
+    if (this.#master === undefined) this.#size = { columns, rows };
+    else setWindowSize(this.#master, columns, rows);
   }
 
   get moved(): Record<string, number> {
@@ -207,6 +286,7 @@ export class ConsoleStdio implements ProcessStreams {
 
   #closeHere(): void {
     this.#closed = true;
+    this.#inputEndTimer?.[Symbol.dispose]();
     this.#stdin?.close();
     this.#stdout?.close();
     this.#output = this.#master = this.#stdinWriter = undefined;
@@ -218,6 +298,17 @@ export class ConsoleStdio implements ProcessStreams {
     if (this.#socket === undefined) return;
     this.#options.shelf.close(this.#socket);
     this.#socket = undefined;
-    Deno.removeSync(this.#folder, { recursive: true });
+    removeIfThere(this.#folder, { recursive: true });
   }
+}
+
+/**
+ * What is typed when no more will be: the character that ends a file, if there is one. Of a line that has begun, the first of two
+ * is the end of that.
+ *
+ * @throws {SystemError}
+ */
+function endOfInput(master: number): Uint8Array<ArrayBuffer> {
+  const { endOfFile } = inputMode(master);
+  return endOfFile === 0 ? new Uint8Array() : new Uint8Array([endOfFile, endOfFile]);
 }

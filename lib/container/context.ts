@@ -23,6 +23,4 @@ export interface Context {
   readonly commands: Commands;
   /** Writes down what another process would need to know. */
   readonly save: () => void;
-  /** Where temporary files go; where Deno puts them, unless given. */
-  readonly temporary?: { readonly dir: string } | undefined;
 }

@@ -9,7 +9,7 @@ import type { Context } from "./context.ts";
 import { requireThawed } from "./freezer.ts";
 import type { Init } from "./init.ts";
 import type { ExecRecord } from "../record/record.ts";
-import { type ExitListener, Process, stateOf } from "./process.ts";
+import { type ExitListener, Process, stateOf, type TerminalSize } from "./process.ts";
 import { runtimeError } from "./runtime_errors.ts";
 import { EXEC, type State, StateMachine } from "./state.ts";
 import type { StdioConfig } from "./streams.ts";
@@ -29,14 +29,16 @@ const NOT_STARTED = 255;
 
 /** An exec process. */
 export class Exec extends Process {
-  readonly #config: ExecConfig;
+  /** The OCI Process. */
+  #spec: ExecConfig["spec"];
   readonly #init: Init;
   readonly #onExit: ExitListener;
 
   /** One that has been added: nothing is started, and no stream open, before {@link start}. */
   constructor(context: Context, config: ExecConfig, init: Init, onExit: ExitListener, initial: State = "created") {
     super(context, config.id, config.stdio, new StateMachine(EXEC, initial));
-    this.#config = config;
+    this.#spec = config.spec;
+    this.size = sizeOf(config.spec);
     this.#init = init;
     this.#onExit = onExit;
   }
@@ -56,7 +58,7 @@ export class Exec extends Process {
     return {
       ...this.processRecord,
       id,
-      spec: this.pid === 0 && this.exit === undefined ? this.#config.spec : undefined,
+      spec: this.pid === 0 && this.exit === undefined ? this.#spec : undefined,
     };
   }
 
@@ -76,6 +78,14 @@ export class Exec extends Process {
     return state === "paused" || state === "pausing" ? state : super.state;
   }
 
+  /** Before its start it is for the runtime to set, so that the process finds it there. */
+  override resize(columns: number, rows: number): void {
+    super.resize(columns, rows);
+    if (this.pid !== 0 || !this.stdio.terminal) return;
+    this.#spec = { ...this.#spec, consoleSize: { width: columns, height: rows } };
+    this.context.save();
+  }
+
   /** Opens its streams, and has the runtime start it; when that fails it has ended, with a status. */
   override start(): Promise<void> {
     return this.serialize("start", () => this.#init.adding(() => this.#start()));
@@ -92,7 +102,7 @@ export class Exec extends Process {
       try {
         // What another process has begun with is reading it.
         if (!this.hasBegun) {
-          const spec = JSON.stringify({ ...this.#config.spec, terminal: this.stdio.terminal });
+          const spec = JSON.stringify({ ...this.#spec, terminal: this.stdio.terminal });
           writeNewFile(process, spec);
         }
         await this.#init.runc.exec(this.#init.id, {
@@ -169,4 +179,10 @@ export class Exec extends Process {
     const name = this.id === "init" || this.id === "shim" ? `.${this.id}` : this.id;
     return `${this.#init.config.bundle}/${name}.pid`;
   }
+}
+
+/** The size that an OCI Process says its terminal is to have. */
+function sizeOf({ consoleSize }: ExecConfig["spec"]): TerminalSize | undefined {
+  const { width, height } = (consoleSize ?? {}) as { readonly width?: unknown; readonly height?: unknown };
+  return typeof width === "number" && typeof height === "number" ? { columns: width, rows: height } : undefined;
 }

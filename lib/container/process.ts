@@ -26,6 +26,14 @@ export type StreamsConfig = Omit<StdioOptions, "context" | "id" | "shelf">;
 /** How a process ended. */
 export type ProcessExit = Pick<Exit, "status" | "at">;
 
+/** The size of a terminal, in characters. */
+export interface TerminalSize {
+  /** How wide it is. */
+  readonly columns: number;
+  /** How high it is. */
+  readonly rows: number;
+}
+
 /** Told that a process of a container has ended, after its state says so. */
 export type ExitListener = (process: Process, exit: ProcessExit) => void;
 
@@ -106,6 +114,7 @@ export abstract class Process {
     const streams = (stdio.terminal ? ConsoleStdio : PipeStdio).restore(stdio, options, record, this.#stdinClosed);
     this.streams = streams;
     this.#hasStreams = this.#pid === 0;
+    if (this.#exit !== undefined) streams.processEnded();
     if (this.#pid === 0) return;
     Promise.resolve(streams.connectOutput()).catch((error) => {
       context.log.error("the output of a process is lost", { process: id, error });
@@ -159,7 +168,7 @@ export abstract class Process {
     if (this.#exit !== undefined) return;
     // Who learns of the end may look at the output right away, and not wait for what is on its way.
     try {
-      this.streams?.flush();
+      this.streams?.processEnded();
     } catch (error) {
       this.context.log.error("output could not be passed on", { process: this.id, error });
     }
@@ -196,13 +205,17 @@ export abstract class Process {
     this.streams?.close().catch(() => {});
   }
 
+  /** The size that its terminal begins with, in characters, as far as somebody has said so. */
+  protected size: TerminalSize | undefined;
+
   /**
-   * Sets the size of its terminal, in characters; nothing, when it has none.
+   * Sets the size of its terminal, in characters, also of one that it is yet to get; nothing, when it has none.
    *
    * @throws {StatusError} FAILED_PRECONDITION when it has ended
    */
   resize(columns: number, rows: number): void {
     this.machine.require("resize");
+    this.size = { columns, rows };
     this.streams?.resize(columns, rows);
   }
 
@@ -216,14 +229,20 @@ export abstract class Process {
   protected async openStreams(config: StreamsConfig): Promise<ProcessStreams> {
     if (this.#hasStreams) {
       this.#hasStreams = false;
+      this.#resizeStreams();
       return this.streams!;
     }
     const options = { ...config, context: this.context, id: this.id, shelf: this.context.keeper.place(this.slot) };
     const streams = await (this.stdio.terminal ? ConsoleStdio : PipeStdio).open(this.stdio, options);
     this.streams = streams;
-    // A client may have said so before there was anything to close.
+    // A client may have said so before there was anything to close, or a terminal.
     if (this.#stdinClosed) streams.closeStdin();
+    this.#resizeStreams();
     return streams;
+  }
+
+  #resizeStreams(): void {
+    if (this.size !== undefined) this.streams!.resize(this.size.columns, this.size.rows);
   }
 
   /** Whether another process has begun with what is done first here. */

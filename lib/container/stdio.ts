@@ -124,7 +124,7 @@ export class PipeStdio implements ProcessStreams {
     for (const fd of this.#childEnds.splice(0)) fds.close(fd);
   }
 
-  flush(): void {
+  processEnded(): void {
     for (const name of ["stdout", "stderr"]) this.#streams.get(name)?.flush();
   }
 

@@ -1,9 +1,10 @@
 /** Bytes on their way from one descriptor to another, inside the kernel where it can. */
 
-import { close } from "../../ffi/fd.ts";
-import { Errno, SystemError } from "../../ffi/libc.ts";
+import { close, write } from "../../ffi/fd.ts";
+import { Errno, errno, SystemError } from "../../ffi/libc.ts";
 import { copy, growPipe, splice, WRITE_CALL } from "../../ffi/pipe.ts";
 import { Event, type Poller } from "../../ffi/poll.ts";
+import { hasOutput } from "../../ffi/pty.ts";
 import { after } from "../../ffi/timer.ts";
 
 /** Asked of the kernel at once, in bytes: as much as a pipe may hold without privilege. */
@@ -36,10 +37,23 @@ const ENOUGH = 4096;
 const LITTLE = 65_536;
 const MUCH = 262_144;
 
+/**
+ * How long what has been typed waits when nobody has the terminal open, before it is tried again, in ms: longer each time. The
+ * kernel does not tell when somebody opens it, but whoever does prints something, as a rule.
+ */
+const SHORTEST_RETRY_MS = 50;
+const LONGEST_RETRY_MS = 1000;
+/** More than a terminal holds, in bytes: what others print on it when its process has ended is not waited for. */
+const TERMINAL_REST = 1 << 20;
+
 /** Options of {@link Stream}. */
 export interface StreamOptions {
-  /** Whether the first descriptor is a terminal. */
-  readonly fromTerminal?: boolean;
+  /** Which of the two is the master of a terminal, if one is. */
+  readonly terminal?: "from" | "to";
+  /** Told when bytes have been moved. */
+  readonly onMoved?: () => void;
+  /** Gives what is written after all else, when the first descriptor is at its end; nothing, unless given. */
+  readonly last?: () => Uint8Array<ArrayBuffer>;
   /** Whether the second descriptor is a file that is opened to append: splice(2) refuses those. */
   readonly toFile?: boolean;
   /** Closes one of the two; close(2), unless given. */
@@ -50,12 +64,18 @@ export interface StreamOptions {
  * Moves bytes from a pipe, FIFO or terminal to another, or to a file, until the first is at its end or the second has no
  * reader. One of the two must be a pipe or FIFO, or the second a file. It owns both descriptors, which must be
  * nonblocking, and closes them then.
+ *
+ * A terminal has no end of its own: that nobody has it open (EIO) is so for a moment, between two lines of a process that opens
+ * it for each. {@link endTerminal} says when it is over.
  */
 export class Stream {
   readonly #poller: Poller;
   readonly #from: number;
   readonly #to: number;
   readonly #toFile: boolean;
+  readonly #terminal: "from" | "to" | undefined;
+  readonly #onMoved: (() => void) | undefined;
+  readonly #last: (() => Uint8Array<ArrayBuffer>) | undefined;
   readonly #piece: number;
   readonly #done = Promise.withResolvers<void>();
   readonly #close: (fd: number) => void;
@@ -67,8 +87,14 @@ export class Stream {
   #wokenAt = 0;
   /** Set while it is left alone. */
   #timer: Disposable | undefined;
-  /** Whether the kernel has just said that nobody has the terminal open. */
-  #hungUp = false;
+  /** Set while nobody has the terminal open that something has been typed for. */
+  #retry: Disposable | undefined;
+  #retryMs = SHORTEST_RETRY_MS;
+  /** Whether the process of the terminal has ended; and how many bytes are moved at the most, then. */
+  #isOver = false;
+  #limit = Infinity;
+  /** What of the last is still to be written, once all else has been. */
+  #rest: Uint8Array<ArrayBuffer> | undefined;
   /** Whether the last bytes for a file could not be written. */
   #isLosing = false;
   #bytes = 0;
@@ -79,14 +105,17 @@ export class Stream {
    * @throws {SystemError} when the descriptors cannot be watched; they are closed then
    */
   constructor(poller: Poller, from: number, to: number, options: StreamOptions = {}) {
-    const { fromTerminal = false, toFile = false } = options;
+    const { toFile = false, terminal } = options;
     this.#close = options.close ?? close;
     this.#poller = poller;
     this.#from = from;
     this.#to = to;
     this.#toFile = toFile;
-    this.#piece = fromTerminal ? TERMINAL_PIECE : PIECE;
-    if (toFile || fromTerminal) this.#isLarge = false;
+    this.#terminal = terminal;
+    this.#onMoved = options.onMoved;
+    this.#last = options.last;
+    this.#piece = terminal === "from" ? TERMINAL_PIECE : PIECE;
+    if (toFile || terminal === "from") this.#isLarge = false;
     const wake = () => this.#wake();
     try {
       poller.addBulk(from, Event.IN, wake);
@@ -113,11 +142,27 @@ export class Stream {
     this.#pump();
   }
 
+  /**
+   * The process of the terminal has ended: output ends when what it has printed has been moved, whoever else has the terminal
+   * open, and what is typed for nobody is thrown away.
+   */
+  endTerminal(): void {
+    this.#isOver = true;
+    if (this.#terminal === "from") this.#limit = this.#bytes + TERMINAL_REST;
+    this.#pump();
+  }
+
+  /** Tries again at once to type what waits for somebody to have the terminal open. */
+  retry(): void {
+    if (this.#retry !== undefined) this.#pump();
+  }
+
   /** Ends the stream where it is and closes its descriptors; nothing, when it is at its end. */
   close(): void {
     if (!this.#open) return;
     this.#open = false;
     this.#timer?.[Symbol.dispose]();
+    this.#retry?.[Symbol.dispose]();
     for (const fd of [this.#from, this.#to]) {
       this.#poller.remove(fd);
       this.#close(fd);
@@ -164,15 +209,10 @@ export class Stream {
       calls++;
       let count: number;
       try {
-        count = (this.#toFile ? copy : splice)(this.#from, this.#to, this.#piece);
+        count = this.#move();
       } catch (error) {
         const reason = error instanceof SystemError ? error.errno : undefined;
-        // No process has the terminal open. Linux looks for bytes first and for processes then, and what has been printed in
-        // between is still there: it is lost to whoever does not ask again.
-        if (reason === Errno.EIO && !this.#hungUp) {
-          this.#hungUp = true;
-          continue;
-        }
+        if (reason === Errno.EIO && this.#terminal !== undefined && this.#waitForTerminal()) break;
         if (this.#toFile && error instanceof SystemError && error.call === WRITE_CALL) {
           // The disk is full, say. What has been read is lost; the process is not to be kept waiting for room.
           if (this.#isLosing) continue;
@@ -181,21 +221,71 @@ export class Stream {
           throw error;
         }
         this.close();
-        // No reader is left, or all that was printed on the terminal has been moved.
+        // No reader is left, or no process that has had the terminal.
         if (reason === Errno.EPIPE || reason === Errno.EIO) break;
         throw error;
       }
-      if (count < 0) break;
-      if (count === 0) {
+      if (count < 0) {
+        if (this.#isEmpty()) this.close();
+        break;
+      }
+      this.#bytes += count;
+      if (count === 0 || this.#bytes >= this.#limit) {
         this.close();
         break;
       }
-      this.#hungUp = this.#isLosing = false;
-      this.#bytes += count;
+      this.#isLosing = false;
       moved += count;
       if (moved >= PIPE_SIZE) this.#grow();
     }
+    if (moved > 0) this.#hasMoved();
     return { calls, moved };
+  }
+
+  /** @returns how many bytes have been moved; 0 at the end, and -1 when it is to be tried again */
+  #move(): number {
+    const count = (this.#toFile ? copy : splice)(this.#from, this.#to, this.#piece);
+    return count === 0 ? this.#writeLast() : count;
+  }
+
+  #writeLast(): number {
+    this.#rest ??= this.#last?.() ?? new Uint8Array();
+    if (this.#rest.length === 0) return 0;
+    const count = write(this.#to, this.#rest);
+    if (count < 0) {
+      if (errno() === Errno.EAGAIN) return -1;
+      throw new SystemError(WRITE_CALL, errno(), this.#to);
+    }
+    this.#rest = this.#rest.subarray(count);
+    return count;
+  }
+
+  /**
+   * Nobody has the terminal open. The kernel will tell of output; what has been typed is tried again.
+   *
+   * @returns whether there is anything to wait for
+   */
+  #waitForTerminal(): boolean {
+    if (this.#terminal === "from") return !this.#isEmpty();
+    if (this.#isOver) return false;
+    this.#retry ??= after(this.#poller, this.#retryMs, () => {
+      this.#retry = undefined;
+      this.#retryMs = Math.min(2 * this.#retryMs, LONGEST_RETRY_MS);
+      this.#pump();
+    });
+    return true;
+  }
+
+  /** Whether the process of the terminal has ended, and all that it has printed has been moved. */
+  #isEmpty(): boolean {
+    return this.#isOver && this.#terminal === "from" && !hasOutput(this.#from);
+  }
+
+  #hasMoved(): void {
+    this.#retry?.[Symbol.dispose]();
+    this.#retry = undefined;
+    this.#retryMs = SHORTEST_RETRY_MS;
+    this.#onMoved?.();
   }
 
   /**

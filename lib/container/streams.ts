@@ -57,8 +57,11 @@ export interface ProcessStreams {
   connectStdin(): Promise<void>;
   /** What another process needs to go on with them; undefined once they have been closed. */
   readonly record: StreamsRecord | undefined;
-  /** Passes on the output that is there now, as far as its readers take it. */
-  flush(): void;
+  /**
+   * Told that the process has ended: passes on the output that is there now, as far as its readers take it. A terminal's output
+   * ends with that; a pipe's, when nobody has it open any more.
+   */
+  processEnded(): void;
   /** Settled when all output has been passed on and its readers have been told. */
   readonly drained: Promise<void>;
   /** Ends standard input: the process sees end of file once every other writer has gone too. */

@@ -172,8 +172,7 @@ class Host {
       this.#containerds.add(options["containerd-binary"]);
       const { cwd, entered } = join;
       const kept = new KeptByHolder(holder);
-      const temporary = join.variable("TMPDIR");
-      const identity = { options, pid, cwd, entered, temporary, parent: holder, keeper: kept, build: join.build };
+      const identity = { options, pid, cwd, entered, parent: holder, keeper: kept, build: join.build };
       member = { holder, kept, join, identity, listener, shim: undefined, isReady: false, signals: [] };
       if (join.hosts === 0) this.#start(member);
     } catch {

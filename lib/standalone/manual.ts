@@ -32,7 +32,6 @@ const ENVIRONMENT: readonly Item[] = [
     "CONTAINERD_SHIM_GROUP",
     "In containerd's environment: how many containers a host may have, 32 unless set. 1 turns hosts off.",
   ],
-  ["TMPDIR", "Where temporary files are made, instead of /tmp."],
   ["NO_COLOR", "Not empty: no colours, where a command would have some."],
 ];
 

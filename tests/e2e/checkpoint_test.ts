@@ -31,13 +31,17 @@ class Counter implements Disposable {
     this.#input = input;
   }
 
-  /** Creates the container, anew or from a checkpoint, and starts it. */
-  static async start(shim: Shim, more: v1.ICreateTaskRequest = {}): Promise<Counter> {
+  /** Creates the container, anew or from a checkpoint, does something, and starts it. */
+  static async start(
+    shim: Shim,
+    more: v1.ICreateTaskRequest = {},
+    beforeStart: () => Promise<void> = () => Promise.resolve(),
+  ): Promise<Counter> {
     const { stdin, stdout, stderr } = await shim.fifos();
     const outputs = more.terminal ? [stdout] : [stdout, stderr];
     const stdio = { stdin, stdout, ...(more.terminal ? {} : { stderr }) };
     // Which of the two opens output, Create or Start, is the shim's affair.
-    const started = shim.create(stdio, more).then(() => shim.startProcess());
+    const started = shim.create(stdio, more).then(beforeStart).then(() => shim.startProcess());
     const [pid, output] = await Promise.all([started, ...outputs.map((each) => shim.read(each))]);
     if (!more.checkpoint) assertEquals((await output!.line()).trim(), "0");
     return new Counter(pid, output!, await Writer.open(stdin));
@@ -176,9 +180,9 @@ criuTest(
   "a container with a terminal is restored with another, of another size",
   (criu) =>
     withCheckpoint(criu, async (shim, image) => {
-      using counter = await Counter.start(shim, { checkpoint: image, terminal: true });
+      const resize = () => shim.resize(91, 19);
+      using counter = await Counter.start(shim, { checkpoint: image, terminal: true }, resize);
       assertEquals([await counter.next(), await counter.next()], ["3", "4"]);
-      await shim.resize(91, 19);
       await shim.exec("size", ["sh", "-c", "stty -F /proc/1/fd/0 size >/tmp/size"]);
       await shim.startProcess("size");
       assertEquals((await shim.wait("size")).status, 0);

@@ -97,10 +97,13 @@ export function testRuntime(setup: Setup): void {
   shimTest("an exec has a terminal, and its size", {}, async (shim) => {
     await shim.run();
     const { stdin, stdout } = await shim.fifos("other");
-    await shim.exec("other", ["sh", "-c", "read line; tty; stty size; echo $line; exit 6"], {
+    await shim.exec("other", ["sh", "-c", "stty size; read line; tty; stty size; echo $line; exit 6"], {
       ...{ stdin, stdout, terminal: true },
     });
+    await shim.resize(100, 30, "other");
     const [output] = await Promise.all([shim.read(stdout), shim.startProcess("other")]);
+    // Said before its start, it is there when it starts.
+    assertEquals(await output.line(), "30 100\r\n");
     await shim.resize(90, 20, "other");
     using keyboard = await Writer.open(stdin);
     await keyboard.write("typed\n");

@@ -7,6 +7,7 @@ import { modes } from "./modes.ts";
 import { descriptorsOf, isAlive } from "./proc.ts";
 import { type Shim, Status } from "./shim.ts";
 import { GatedRuntime, later, replaceHost, withoutHost } from "./takeover.ts";
+import { createWithTerminal } from "./terminal.ts";
 import { pause, until } from "./until.ts";
 
 modes(["hosted"], "it is about hosts that take over");
@@ -245,13 +246,6 @@ async function assertSays(output: Reader, expected: string): Promise<void> {
   assertEquals(text, expected);
 }
 
-/** Creates the container with a terminal, and gives the test's end of it. */
-async function createWithTerminal(shim: Shim): Promise<{ readonly stdin: string; readonly output: Reader }> {
-  const { stdin, stdout } = await shim.fifos();
-  const [output] = await Promise.all([shim.read(stdout), shim.create({ stdin, stdout, terminal: true })]);
-  return { stdin, output };
-}
-
 onlyHosted("a terminal goes on: its size, what is typed, what is printed, and its end", () =>
   withHosted({
     terminal: true,
@@ -301,14 +295,18 @@ onlyHosted(
   "a terminal's process that has ended while there is no host has said all of it",
   () =>
     withHosted(
-      { terminal: true, args: ["sh", "-c", "stty -echo; echo ready; read line; seq 1 500; exit 5"] },
+      {
+        terminal: true,
+        args: ["sh", "-c", "stty -echo; echo ready; until [ -e /go ]; do sleep 0.01; done; seq 1 500; exit 5"],
+      },
       async (shim, machine) => {
-        const { stdin, output } = await createWithTerminal(shim);
+        const { output } = await createWithTerminal(shim);
         const init = await shim.startProcess();
         assertEquals(await output.line(), "ready\r\n");
-        using keyboard = await Writer.open(stdin);
-        await keyboard.write("go\n");
-        await withoutHost(machine, [shim], () => until("it has ended", () => !isAlive(init)));
+        await withoutHost(machine, [shim], async () => {
+          await Deno.writeTextFile(`${shim.rootfs}/go`, "");
+          await until("it has ended", () => !isAlive(init));
+        });
         assertEquals(await output.text(), lines(500).replaceAll("\n", "\r\n"));
         assertEquals((await shim.wait()).status, 5);
         await shim.delete();

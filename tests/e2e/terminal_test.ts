@@ -2,18 +2,15 @@
 
 import { assertEquals, assertMatch } from "@std/assert";
 import { Code } from "../../lib/ttrpc/status.ts";
-import { type Reader, Writer } from "./fifo.ts";
+import { inModes } from "./env.ts";
+import { Writer } from "./fifo.ts";
+import { onlyHosted, withHosted } from "./host.ts";
 import { modes } from "./modes.ts";
 import { assertStatus, type Shim, withShim } from "./shim.ts";
+import { replaceHost } from "./takeover.ts";
+import { addWithTerminal, createWithTerminal, execOnTerminal, startOnTerminal } from "./terminal.ts";
 
 modes(["hosted", "alone"], "a terminal comes to a host through a holder");
-
-/** Creates the container with a terminal, and gives the test's end of it. */
-async function createWithTerminal(shim: Shim): Promise<{ readonly stdin: string; readonly output: Reader }> {
-  const { stdin, stdout } = await shim.fifos();
-  const [output] = await Promise.all([shim.read(stdout), shim.create({ stdin, stdout, terminal: true })]);
-  return { stdin, output };
-}
 
 Deno.test("a container with a terminal sees its size, its changes, and what is typed", () =>
   withShim({
@@ -37,7 +34,11 @@ Deno.test("a container with a terminal sees its size, its changes, and what is t
 Deno.test("^C interrupts and ^D ends the input of a process with a terminal", () =>
   withShim({
     terminal: true,
-    args: ["sh", "-c", "stty -echo; trap 'echo interrupted' INT; echo ready; sleep 1000; cat; exit 3"],
+    args: [
+      "sh",
+      "-c",
+      "stty -echo; trap 'echo interrupted; on=1' INT; echo ready; until [ $on ]; do sleep 0.1; done; cat; exit 3",
+    ],
   }, async (shim) => {
     const { stdin, output } = await createWithTerminal(shim);
     await shim.startProcess();
@@ -103,3 +104,59 @@ Deno.test("Update changes what a container may use", () =>
     await shim.wait();
     await shim.delete();
   }));
+
+/** Says what size another process's terminal is to have, before that has one; then `meanwhile`; and starts it. */
+async function resizeBeforeStart(shim: Shim, meanwhile: () => Promise<unknown>): Promise<void> {
+  await shim.run();
+  await addWithTerminal(shim, "other", ["stty", "size"]);
+  await shim.resize(100, 30, "other");
+  await shim.resize(90, 20, "other");
+  await meanwhile();
+  assertEquals(await (await startOnTerminal(shim, "other")).text(), "20 90\r\n");
+  await shim.wait("other");
+  await shim.deleteProcess("other");
+}
+
+inModes(
+  ["alone"],
+  "hosted it is tested with a host that dies",
+  "ResizePty of another process before its Start is the size that it starts with",
+  () => withShim({}, (shim) => resizeBeforeStart(shim, () => Promise.resolve())),
+);
+
+onlyHosted(
+  "ResizePty before Start is the size that a process starts with, also in another host",
+  () => withHosted({}, (shim, machine) => resizeBeforeStart(shim, () => replaceHost(machine))),
+);
+
+/** A path that is longer than that of a socket may be: unix(7). */
+const LONG = "a-folder-with-a-name-that-is-not-short/".repeat(5);
+
+inModes(
+  ["hosted", "alone"],
+  "where the socket is does not depend on who else is in the host",
+  "a terminal needs no folder for temporary files, and no short path of the bundle, where it leaves nothing",
+  () => {
+    const folder = Deno.makeTempDirSync();
+    const bundle = `${folder}/${LONG}bundle`;
+    Deno.mkdirSync(bundle, { recursive: true });
+    const options = {
+      terminal: true,
+      args: ["sh", "-c", "tty; exec sleep 1000"],
+      prefix: ["env", "TMPDIR=/proc"],
+      elsewhere: { bundle },
+    };
+    return withShim(options, async (shim) => {
+      const names = () => [...Deno.readDirSync(bundle)].map(({ name }) => name).filter((name) => name.endsWith(".pty"));
+      const { stdout } = await shim.fifos();
+      const [output] = await Promise.all([shim.read(stdout), shim.create({ stdout, terminal: true }, { bundle })]);
+      await shim.startProcess();
+      assertMatch(await output.line(), /^\/dev\/(pts\/0|console)\r\n$/);
+      const other = await execOnTerminal(shim, "other", ["tty"]);
+      assertEquals(await other.output.text(), "/dev/pts/1\r\n");
+      assertEquals(names(), []);
+      await shim.wait("other");
+      await shim.deleteProcess("other");
+    }).finally(() => Deno.removeSync(folder, { recursive: true }));
+  },
+);
