@@ -5,7 +5,7 @@
 
 import { hasCgroups } from "./cgroups.ts";
 import { must, type Result, run, type Running, start } from "./command.ts";
-import { CTR, inModes } from "./env.ts";
+import { CTR } from "./env.ts";
 import { withEvidence } from "./evidence.ts";
 import { Containerd, lastOf, RUNTIME } from "./harness.ts";
 import * as leftovers from "./leftovers.ts";
@@ -70,8 +70,7 @@ export function dockerTest(name: string, test: (docker: Docker) => Promise<void>
     Deno.test({ name: `${name} [${NO_DOCKER}]`, ignore: true, fn: () => {} });
     return;
   }
-  const reason = "what Docker calls and hears is the same when some shims are hosted and some are alone";
-  inModes(["hosted", "alone"], reason, name, () => withDocker(test));
+  Deno.test(name, () => withDocker(test));
 }
 
 async function withDocker(test: (docker: Docker) => Promise<void>): Promise<void> {

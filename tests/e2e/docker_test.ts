@@ -5,8 +5,11 @@ import { forAll, numbers } from "./at_a_time.ts";
 import { whileBusy } from "./busy.ts";
 import { start } from "./command.ts";
 import { type Docker, dockerTest, endDocker } from "./docker.ts";
+import { modes } from "./modes.ts";
 import { processOf } from "./proc.ts";
 import { PATIENCE_MS, until } from "./until.ts";
+
+modes(["hosted", "alone"], "what Docker calls and hears is the same when some shims are hosted and some are alone");
 
 /** How many containers run to their ends, and how many of them at a time. */
 const SHORT = 50;

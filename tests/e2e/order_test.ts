@@ -2,30 +2,31 @@
 
 import { assert, assertEquals } from "@std/assert";
 import { forAll, numbers } from "./at_a_time.ts";
-import { inModes } from "./env.ts";
+import { whileBusy } from "./busy.ts";
 import { collectExits, type Exits } from "./exits.ts";
 import { type Containerd, withContainerd } from "./harness.ts";
 import { onlyHosted, withHosted } from "./host.ts";
+import { modes } from "./modes.ts";
 import { GatedRuntime, later, replaceHost } from "./takeover.ts";
 import { withShim } from "./shim.ts";
 import { until } from "./until.ts";
 
-const MODES = ["hosted", "alone"] as const;
-const REASON = "how soon an exit is known depends on whose children the processes are; there is no third way";
+modes(["hosted", "alone"], "how soon an exit is known depends on whose children the processes are");
 
-/** How many processes end at once. */
-const COUNT = 10;
+/** How many processes end at once that are started without containerd, and of them so many at a time. */
+const COUNT = 40;
+const AT_A_TIME = 20;
+/** How many containers, and as many execs, by ctr. */
+const CONTAINERS = 10;
 
-inModes(
-  MODES,
-  REASON,
+Deno.test(
   "no exit is published before Start has been answered",
   () =>
     withShim({ args: ["sleep", "1000"] }, async (shim) => {
       await shim.run();
       const ids = numbers(1, COUNT).map((i) => `e${i}`);
       const early: string[] = [];
-      await forAll(ids, 5, async (id) => {
+      await forAll(ids, AT_A_TIME, async (id) => {
         await shim.exec(id, ["true"]);
         await shim.startProcess(id);
         if (shim.events.published().some(({ exit }) => exit.id === id)) early.push(id);
@@ -38,9 +39,7 @@ inModes(
     }),
 );
 
-inModes(
-  MODES,
-  REASON,
+Deno.test(
   "an exit some time after the start is published at once",
   () =>
     withShim({ args: ["sleep", "1000"] }, async (shim) => {
@@ -60,7 +59,7 @@ inModes(
 
 /** Runs containers and execs that end at once, and fails when one of their exits is told before its start. */
 async function assertOrder(containerd: Containerd, exits: Exits): Promise<void> {
-  const ids = numbers(1, COUNT).map((i) => `short${i}`);
+  const ids = numbers(1, CONTAINERS).map((i) => `short${i}`);
   await containerd.runDetached(containerd.newId("long"), ["/bin/sleep", "1000"]);
   await forAll(ids, 4, async (id) => {
     await containerd.run(["/bin/true"], { id: containerd.newId(id) });
@@ -77,29 +76,20 @@ async function assertOrder(containerd: Containerd, exits: Exits): Promise<void> 
   });
 }
 
-inModes(
-  MODES,
-  REASON,
+Deno.test(
   "ctr events shows the start of each process before its exit, also when all CPUs are busy",
   () =>
     withContainerd(async (containerd) => {
       const { exits, program } = await collectExits(containerd);
-      const busy = numbers(1, 2 * navigator.hardwareConcurrency).map(() =>
-        new Deno.Command("sh", { args: ["-c", "while :; do :; done"], stdin: "null" }).spawn()
-      );
       try {
-        await assertOrder(containerd, exits);
+        await whileBusy(() => assertOrder(containerd, exits));
       } finally {
-        for (const each of busy) each.kill("SIGKILL");
-        for (const each of busy) await each.status;
         await program.kill();
       }
     }),
 );
 
-inModes(
-  MODES,
-  REASON,
+Deno.test(
   "init's exit is published after that of an exec that is being started when init is killed",
   () =>
     withShim({ args: ["sleep", "1000"] }, async (shim) => {
