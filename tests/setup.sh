@@ -56,3 +56,6 @@ if ! { apt-get -q update && apt-get -q -y install --no-install-recommends $missi
 	cat "$log" >&2
 	exit 1
 fi
+# What has been installed may be a containerd that has no runtime v1: make has asked when there was none yet.
+obstacle=$(sh "$(dirname "$0")/needs.sh" "what was to be run")
+[ -z "$obstacle" ] || { echo "$obstacle" >&2; exit 1; }
