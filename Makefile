@@ -81,7 +81,7 @@ all-tests: all
 CONTAINERD_1_7 := $(CURDIR)/build/containerd-1.7
 
 test-1.7: all
-	sh tests/setup.sh
+	CONTAINERD=$(CONTAINERD_1_7) sh tests/setup.sh
 	sh tests/trixie.sh $(CONTAINERD_1_7) containerd
 	CONTAINERD=$(CONTAINERD_1_7) CONTAINERD_VERSION=1.7. $(DENO) task test tests/e2e
 

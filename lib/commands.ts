@@ -51,8 +51,9 @@ export const INSPECT = {
     "and what is not known is null: namespace, id, shimPid, shape (hosted, alone, other), host (pid, socket, containers, " +
     "memoryBytes), state, initPid, exitStatus, exitedAt, execs, processes (id, pid, state, exitStatus, exitedAt, movedBytes " +
     "by stream; init first), startedAt, uptimeSeconds, memoryBytes, movedBytes, lastEvent (topic, at), eventsWaiting, " +
-    "callsInFlight (method, seconds), lastError and lastWarning (at, message, and fields with name and value, of the last that the shim's log has had), hostDeaths (count, and at and reason of the last), bundle, socket, dump (lines, only " +
-    "for ID), error. Other fields may follow in later versions.",
+    "callsInFlight (method, seconds), lastError and lastWarning (at, message, and fields with name and value, of the last that " +
+    "the shim's log has had), hostDeaths (count, and at and reason of the last), bundle, socket, dump (lines, only for ID), " +
+    "error. Other fields may follow in later versions.",
   ],
   flags: [
     { name: "json", type: "bool", default: false, help: "print JSON; with -watch, a line for each look" },

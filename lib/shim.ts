@@ -102,8 +102,8 @@ export class Shim {
   #crashes: ShimRecord["crashes"] = { count: 0, at: 0, reason: "" };
   /** Writes to the log's FIFO alone. */
   readonly #lines: Logger;
-  /** Takes errors and warnings for the log of the system. */
-  readonly #report: Report;
+  /** Takes errors and warnings for the log of the system: each with a bound, so that the one cannot be what keeps out the other. */
+  readonly #reports: { readonly error: Report; readonly warning: Report };
   /** Settled when that has taken them. */
   #reported: Promise<unknown> = Promise.resolve();
   /** The last of each. */
@@ -134,10 +134,10 @@ export class Shim {
     this.#shelf = this.#keeper.place(SHIM_SLOT);
     this.#logs = openLogs(options.workdir || cwd, this.#shelf);
     this.#lines = this.#openLog();
-    this.#report = bounded(place.report);
+    this.#reports = { error: bounded(place.report), warning: bounded(place.report) };
     this.log = observed(this.#lines, (level, message, fields) => {
       this.#note(level, message, fields);
-      const reported = this.#report(level, message, fields, fieldsOf(identity));
+      const reported = this.#reports[level](level, message, fields, fieldsOf(identity));
       this.#reported = Promise.all([this.#reported, reported]);
     });
     this.log.debug("log opened");

@@ -74,3 +74,6 @@ case $missing in *docker.io*)
 	! command -v systemctl >/dev/null || systemctl --quiet disable docker.service docker.socket >/dev/null 2>&1 || :
 	;;
 esac
+# What has been installed may be a containerd that has no runtime v1: make has asked when there was none yet.
+obstacle=$(sh "$(dirname "$0")/needs.sh" "what was to be run")
+[ -z "$obstacle" ] || { echo "$obstacle" >&2; exit 1; }

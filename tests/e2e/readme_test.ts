@@ -114,7 +114,7 @@ inModes(["hosted"], ONE_WAY, "make demo and the like say in their only line that
     const line = await make(target, "/", NOBODY);
     assertMatch(line, new RegExp(`^[^\n]*make ${target} needs root: [^\n]*\n$`));
   }
-});
+}, { isOnlyOurs: true });
 
 inModes(
   ["hosted"],
@@ -144,4 +144,5 @@ inModes(
       await removeFolder(folder);
     }
   },
+  { isOnlyOurs: true },
 );

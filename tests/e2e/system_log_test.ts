@@ -97,6 +97,7 @@ inModes(
           assertMatch(stdout, new RegExp(`^Last warning: +[-0-9T:.]+Z, \\d+s ago: ${REFUSED} peer="`, "m"));
         }),
     ),
+  { isOnlyOurs: true },
 );
 
 inModes(
@@ -117,6 +118,7 @@ inModes(
           assertMatch(await lineOf(syslog!, UNKNOWN), new RegExp(`${head(27)}${UNKNOWN} error="[^\n]*$`));
         }),
     ),
+  { isOnlyOurs: true },
 );
 
 inModes(
@@ -141,6 +143,7 @@ inModes(
         await until("there is the next", () => journal!.received().some((each) => each.length > 1));
       }));
   },
+  { isOnlyOurs: true },
 );
 
 inModes(
@@ -162,6 +165,7 @@ inModes(
           assert(entries.some(({ MESSAGE }) => MESSAGE!.startsWith("failed to kill the container")), "it is not there");
         }),
     ),
+  { isOnlyOurs: true },
 );
 
 inModes(
@@ -180,6 +184,7 @@ inModes(
       assertStringIncludes(ERROR!, "/nowhere/c/shim.stdout.log");
       assertEquals([CONTAINERD_NAMESPACE, PRIORITY], ["n", "3"]);
     }),
+  { isOnlyOurs: true },
 );
 
 onlyHosted(
@@ -233,4 +238,5 @@ inModes(
         assertEquals([CONTAINER_ID, CONTAINERD_NAMESPACE], [id, containerd.namespace]);
         await containerd.end(id);
       }, { prefix: machine.prefix, shimDebug: false })),
+  { isOnlyOurs: true },
 );
