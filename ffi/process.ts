@@ -13,12 +13,13 @@ const c = libc({
   syscall: [["i32", "u32", "u32", "u32"], "i32"],
 });
 
+const folders = libc({ chdir: [["buffer"], "i32"], fchdir: [["i32"], "i32"] });
+
 const spawning = libc({
   posix_spawnp: [["buffer", "buffer", "buffer", "buffer", "pointer", "pointer"], "i32"],
   posix_spawn_file_actions_init: [["buffer"], "i32"],
   posix_spawn_file_actions_adddup2: [["buffer", "i32", "i32"], "i32"],
   posix_spawn_file_actions_addopen: [["buffer", "i32", "buffer", "i32", "u32"], "i32"],
-  posix_spawn_file_actions_addchdir_np: [["buffer", "buffer"], "i32"],
   posix_spawn_file_actions_destroy: [["buffer"], "i32"],
   posix_spawnattr_init: [["buffer"], "i32"],
   posix_spawnattr_setflags: [["buffer", "i16"], "i32"],
@@ -195,22 +196,21 @@ export function spawn(options: SpawnOptions): number {
       }
       ok(p.posix_spawn_file_actions_adddup2(actions, source, number), "file_actions_adddup2");
     });
-    if (options.cwd !== undefined) {
-      ok(p.posix_spawn_file_actions_addchdir_np(actions, cstring(options.cwd)), "file_actions_addchdir_np");
-    }
     const argv = new StringArray(options.args.map(cstring));
     const envp = options.environment === undefined
       ? ownEnvironment()
       : new StringArray(options.environment.map(cstring));
     const pid = new Int32Array(1);
-    const error = p.posix_spawnp(
-      new Uint8Array(pid.buffer),
-      cstring(options.args[0]!),
-      actions,
-      attributes,
-      argv.pointer,
-      envp.pointer,
-    );
+    const start = () =>
+      p.posix_spawnp(
+        new Uint8Array(pid.buffer),
+        cstring(options.args[0]!),
+        actions,
+        attributes,
+        argv.pointer,
+        envp.pointer,
+      );
+    const error = options.cwd === undefined ? start() : inFolder(options.cwd, start);
     if (error !== 0) {
       throw new SystemError("start of program", error, JSON.stringify(options.args[0]));
     }
@@ -219,6 +219,25 @@ export function spawn(options: SpawnOptions): number {
     p.posix_spawn_file_actions_destroy(actions);
     p.posix_spawnattr_destroy(attributes);
     for (const fd of moved) fds.close(fd);
+  }
+}
+
+/**
+ * Calls something with another working directory, which is this whole process's meanwhile: glibc before 2.29 has no
+ * posix_spawn_file_actions_addchdir_np(3).
+ */
+function inFolder<T>(folder: string, call: () => T): T {
+  const { chdir, fchdir } = folders();
+  const before = fds.open(".", fds.O.PATH | fds.O.DIRECTORY);
+  try {
+    check(chdir(cstring(folder)), "chdir to", folder);
+    try {
+      return call();
+    } finally {
+      check(fchdir(before), "fchdir to descriptor", before);
+    }
+  } finally {
+    fds.close(before);
   }
 }
 

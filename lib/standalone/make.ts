@@ -17,6 +17,7 @@ import { containerd } from "../api/mod.js";
 import { SIGNALS } from "../signals.ts";
 import { Client } from "../ttrpc/client.ts";
 import { commitOf } from "./commit.ts";
+import { checkLibrary } from "./glibc.ts";
 import { loaderOf, type Module, scriptOf } from "./modules.ts";
 import { pack } from "./pack.ts";
 
@@ -307,6 +308,7 @@ async function main(): Promise<void> {
     },
   });
   const { deno, bundle, out } = flags;
+  await checkLibrary(deno);
   const entry = `${ROOT}build/entry.bin`;
   await Deno.mkdir(`${ROOT}build`, { recursive: true });
   const modules = `${ROOT}build/modules`;
