@@ -57,8 +57,12 @@ export function becomeSubreaper(): void {
 
 /** Marks every descriptor from `least` on close-on-exec: what this process inherited is not its children's. */
 export function closeOnExecFrom(least: number): void {
-  // Linux before 5.11 has no such call; what we open ourselves is close-on-exec from the start.
-  c().syscall(SYS_CLOSE_RANGE, least, 0xffff_ffff, CLOSE_RANGE_CLOEXEC);
+  if (c().syscall(SYS_CLOSE_RANGE, least, 0xffff_ffff, CLOSE_RANGE_CLOEXEC) === 0) return;
+  // Linux before 5.11 has no such call.
+  for (const { name } of [...Deno.readDirSync("/proc/self/fd")]) {
+    // The folder itself is no longer open.
+    if (Number(name) >= least && fds.describe(Number(name)) !== undefined) fds.setCloexec(Number(name));
+  }
 }
 
 /**

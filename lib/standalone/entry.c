@@ -351,6 +351,26 @@ static const size_t RIGHTS_HEADER = offsetof(struct rights, fds);
 
 static void close_fd(long fd) { call(__NR_close, fd); }
 
+/* struct linux_dirent64, getdents64(2): where in it these are. */
+enum { ENTRY_SIZE = 16, ENTRY_NAME = 19 };
+
+/* Closes all descriptors from `first`, or with CLOSE_RANGE_CLOEXEC has execve(2) do it. */
+static void close_from(int first, int flags) {
+  if (!call(__NR_close_range, first, UINT32_MAX, flags)) return;
+  /* Before Linux 5.9 there is no such call, and before 5.11 it has no flags. */
+  char entries[512];
+  const long folder = call(__NR_open, "/proc/self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  for (long size; (size = call(__NR_getdents64, folder, entries, sizeof entries)) > 0;)
+    for (const char *entry = entries; entry < entries + size; entry += *(const uint16_t *)(entry + ENTRY_SIZE)) {
+      int fd = 0;
+      for (const char *digit = entry + ENTRY_NAME; *digit >= '0'; digit++) fd = fd * 10 + *digit - '0';
+      if (fd < first || fd == folder) continue;
+      if (flags) call(__NR_fcntl, fd, F_SETFD, FD_CLOEXEC);
+      else close_fd(fd);
+    }
+  close_fd(folder);
+}
+
 static void rest(uint64_t ns) {
   const struct __kernel_timespec time = {0, (long)ns};
   call(__NR_nanosleep, &time, 0);
@@ -424,7 +444,7 @@ static void start_host(const struct started *started, const struct holder *holde
     /* LISTENER is open here, and the lock was opened before the socket: neither takes the other's place. */
     call(__NR_dup2, listener, LISTENER);
     call(__NR_dup2, lock, LISTENER + 1);
-    call(__NR_close_range, LISTENER + 2, UINT32_MAX, CLOSE_RANGE_CLOEXEC);
+    close_from(LISTENER + 2, CLOSE_RANGE_CLOEXEC);
     const long null = call(__NR_open, "/dev/null", O_RDWR | O_CLOEXEC);
     for (int fd = 0; fd <= 2; fd++) call(__NR_dup2, null, fd);
     /* A table of descriptors that grows when there are threads waits for RCU: 15 ms each time that it doubles. */
@@ -558,7 +578,7 @@ static long become(const struct order *order, const char *strings, const char **
   call(__NR_rt_sigprocmask, SIG_SETMASK, nothing, 0, sizeof(uint64_t));
 
   /* What has come is numbered higher than LISTENER, the host's socket and the signals: no child wants so many. */
-  call(__NR_close_range, LISTENER, UINT32_MAX, CLOSE_RANGE_CLOEXEC);
+  close_from(LISTENER, CLOSE_RANGE_CLOEXEC);
   for (size_t i = 0; i < count; i++) call(__NR_dup2, given[i], i);
 
   const char *string = strings;
@@ -703,7 +723,7 @@ static void obey(struct holder *holder, size_t length, const char *const *enviro
 static void join_host(struct holder *holder, long host) {
   if (host != HOST) place(holder, host, HOST);
   /* What it has been started with besides is nobody's. */
-  if (!holder->past.hosts) call(__NR_close_range, HOST + 1, UINT32_MAX, 0);
+  if (!holder->past.hosts) close_from(HOST + 1, 0);
   call(__NR_fcntl, HOST, F_SETFL, 0);
   for (int first = KEPT; first <= holder->highest; first += MAX_GIVEN) {
     struct told told = {HELD, 0, 0, 0};

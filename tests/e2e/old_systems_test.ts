@@ -1,11 +1,20 @@
 /** Systems that are older than those that the executable is made on. */
 
-import { assert, assertMatch } from "@std/assert";
+import { assert, assertEquals, assertMatch } from "@std/assert";
+import { Builds, upgrade } from "./builds.ts";
 import { must } from "./command.ts";
 import { type Form, inModes, OUR_EXECUTABLE, REPOSITORY, WAY } from "./env.ts";
-import { assertHolder, emptyFolder, withMachine } from "./host.ts";
-import { withShim } from "./shim.ts";
+import { assertHolder, emptyFolder, type Machine, onlyHosted, shell, withMachine } from "./host.ts";
+import { names, RUNC_ROOT } from "./leftovers.ts";
+import { descriptorsOf, isAlive } from "./proc.ts";
+import { type Shim, type ShimOptions, Status, withShim } from "./shim.ts";
+import { replaceHost } from "./takeover.ts";
+import { until } from "./until.ts";
 import { assertServes, REPEATING } from "./whole.ts";
+
+/** For inModes: */
+const BOTH = ["alone", "hosted"] as const;
+const WHY = "each process is either by itself or has a host";
 
 /** Where Debian 11's C library is, and how long it may take to come there, in ms. */
 const BULLSEYE = `${REPOSITORY}/build/bullseye`;
@@ -29,8 +38,8 @@ async function withOldLibrary(folder: string): Promise<Form> {
 }
 
 inModes(
-  ["alone", "hosted"],
-  "each process is either by itself or has a host",
+  BOTH,
+  WHY,
   "with glibc 2.31, which Debian 11 and Ubuntu 20.04 have, a shim does all that it does",
   async () => {
     await must(["sh", `${REPOSITORY}/tests/bullseye.sh`, BULLSEYE], { patienceMs: INSTALL_MS });
@@ -50,4 +59,139 @@ inModes(
       await Deno.remove(folder, { recursive: true });
     }
   },
+);
+
+/** errno(3) */
+const ENOSYS = 38, EPERM = 1;
+/** pidfd_send_signal(2), the first system call of Linux 5.1, and clone3(2): on every architecture. */
+const FIRST_DENIED = 424, CLONE3 = 435;
+
+/**
+ * A command line's beginning that has the rest, and all that it starts, refused each system call that Linux 5.1 and later
+ * have brought: seccomp(2).
+ *
+ * glibc has clone(2) for clone3(2) only if that is not known.
+ */
+function withoutNewCalls(error: number): string[] {
+  const script = `
+    my ($LOAD, $JUMP_IF_AT_LEAST, $JUMP_IF_EQUAL, $RETURN) = (0x20, 0x35, 0x15, 0x06); # bpf_common.h
+    my ($ALLOW, $ERRNO) = (0x7fff0000, 0x00050000); # seccomp.h
+    my ($PR_SET_SECCOMP, $SECCOMP_MODE_FILTER) = (22, 2);
+    my @filter = (
+      [$LOAD, 0, 0, 0], # nr of struct seccomp_data
+      [$JUMP_IF_AT_LEAST, 1, 0, ${FIRST_DENIED}],
+      [$RETURN, 0, 0, $ALLOW],
+      [$JUMP_IF_EQUAL, 1, 0, ${CLONE3}],
+      [$RETURN, 0, 0, $ERRNO | ${error}],
+      [$RETURN, 0, 0, $ERRNO | ${ENOSYS}],
+    );
+    my $instructions = join "", map { pack "SCCL", @$_ } @filter;
+    my $program = pack "S x6 P", scalar @filter, $instructions;
+    syscall ${Deno.build.arch === "x86_64" ? 157 : 167}, $PR_SET_SECCOMP, $SECCOMP_MODE_FILTER, $program
+      and die "seccomp: $!";
+    exec @ARGV`;
+  return ["perl", "-e", script];
+}
+
+/** Runs `test` with a shim on a machine that refuses it what is new. */
+function withOldKernel(
+  error: number,
+  options: ShimOptions,
+  test: (shim: Shim, machine: Machine) => Promise<void>,
+): Promise<void> {
+  return withMachine((machine) =>
+    withShim(
+      { ...options, prefix: [...machine.prefix, ...withoutNewCalls(error), ...options.prefix ?? []] },
+      (shim) => {
+        assertHolder(shim.pid, WAY === "hosted");
+        return test(shim, machine);
+      },
+    )
+  );
+}
+
+/** What a kernel answers, and for which modes that makes a difference. */
+const DENIALS = [["does not know", ENOSYS, BOTH], ["a filter refuses", EPERM, ["hosted"]]] as const;
+
+for (const [name, error, modes] of DENIALS) {
+  inModes(
+    modes,
+    WHY,
+    `where the kernel has no system call since Linux 5.1 (${name} them), a shim does all that it does`,
+    () =>
+      withOldKernel(error, REPEATING, async (shim, machine) => {
+        await using builds = new Builds();
+        await assertServes(shim, async () => {
+          if (WAY === "alone") return;
+          await replaceHost(machine);
+          await assertUpgrades(machine, await builds.make(), error);
+        });
+      }),
+  );
+}
+
+/** Has another build take over from a machine's only host. */
+async function assertUpgrades(machine: Machine, executable: string, error: number): Promise<void> {
+  const before = machine.host();
+  const prefix = [...machine.prefix, ...withoutNewCalls(error)] as const;
+  const { code, said } = await upgrade({ prefix }, executable);
+  assertEquals(code, 0, said);
+  await until("the last host has ended", () => machine.hosts().every(({ pid }) => pid !== before.pid));
+  assertEquals(machine.sizes(), [1]);
+}
+
+onlyHosted(
+  "where the kernel has no system call since Linux 5.1, SIGTERM ends a container and its shim",
+  () =>
+    withOldKernel(ENOSYS, { endsItself: true }, async (shim) => {
+      const pid = await shim.run();
+      assertEquals((await shim.state()).status, Status.RUNNING);
+      assertEquals(await shim.end("SIGTERM"), 0);
+      await until("the container has ended", () => !isAlive(pid));
+    }),
+);
+
+/** Has the rest of a command line inherit a file that is nobody's there, as descriptor 9. */
+const INHERITED = "/etc/os-release";
+const WITH_INHERITED = shell(`exec 9<${INHERITED}`);
+
+inModes(
+  BOTH,
+  WHY,
+  "where the kernel has no system call since Linux 5.1, nothing is inherited but what is meant to be",
+  () =>
+    withOldKernel(ENOSYS, { prefix: WITH_INHERITED }, async (shim, machine) => {
+      const script = '#!/bin/sh\nls -l /proc/self/fd >>"$(dirname "$0")/descriptors"; exec runc "$@"\n';
+      await shim.run({}, { runtime: await shim.makeProgram("runtime", script) });
+      const descriptors = await Deno.readTextFile(`${shim.folder}/descriptors`);
+      assert(descriptors.includes("/dev/null"), descriptors);
+      const file = await Deno.realPath(INHERITED);
+      assert(!descriptors.includes(file), descriptors);
+      if (WAY === "alone") return;
+      // The holder has closed it for good, and the host has never had it.
+      for (const pid of [shim.pid, machine.host().pid]) {
+        const open = [...descriptorsOf(pid).values()];
+        assert(!open.includes(file), `${open}`);
+      }
+    }),
+);
+
+onlyHosted(
+  "where the kernel has no system call since Linux 5.1, what is being created when its holder dies is removed",
+  () =>
+    withOldKernel(ENOSYS, { endsItself: true }, async (shim) => {
+      const script = `#!/bin/sh
+case " $* " in *" create "*) runc "$@"; touch '${shim.folder}/created'; read -r line <'${shim.folder}/go';; esac
+exec runc "$@"
+`;
+      await must(["mkfifo", `${shim.folder}/go`]);
+      const creating = shim.create({}, { runtime: await shim.makeProgram("runtime", script) });
+      creating.catch(() => {});
+      await until("the container is there", () => Deno.statSync(`${shim.folder}/created`).isFile);
+      assertEquals(names(`${RUNC_ROOT}/${shim.namespace}`), [shim.id]);
+      shim.signal("SIGKILL");
+      await shim.status;
+      await Deno.writeTextFile(`${shim.folder}/go`, "\n");
+      await until("the container is gone", () => names(`${RUNC_ROOT}/${shim.namespace}`).length === 0);
+    }),
 );
