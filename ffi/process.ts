@@ -19,7 +19,6 @@ const spawning = libc({
   posix_spawnp: [["buffer", "buffer", "buffer", "buffer", "pointer", "pointer"], "i32"],
   posix_spawn_file_actions_init: [["buffer"], "i32"],
   posix_spawn_file_actions_adddup2: [["buffer", "i32", "i32"], "i32"],
-  posix_spawn_file_actions_addopen: [["buffer", "i32", "buffer", "i32", "u32"], "i32"],
   posix_spawn_file_actions_destroy: [["buffer"], "i32"],
   posix_spawnattr_init: [["buffer"], "i32"],
   posix_spawnattr_setflags: [["buffer", "i16"], "i32"],
@@ -144,6 +143,9 @@ export function kill(pid: number, signal: number): void {
   check(c().kill(pid, signal), "kill of process", pid);
 }
 
+/** What a {@link SystemError} calls it when a program cannot be started. */
+export const START_CALL = "start of program";
+
 /** What a program is started with. */
 export interface ChildOptions {
   /** argv; the first is also the program: a path, or a name to be looked up in PATH. */
@@ -168,13 +170,14 @@ export interface SpawnOptions extends ChildOptions {
  * Starts a child by posix_spawn(3), with no signal blocked and every signal at its default, and gives its pid. Whoever
  * reaps this process's children learns how it ends.
  *
- * @throws {SystemError} ENOENT when there is no such program or working directory
+ * @throws {SystemError} of {@link START_CALL}, ENOENT when there is no such program; of another call, ENOENT when there is no such
+ * working directory, or no /dev/null that is wanted
  */
 export function spawn(options: SpawnOptions): number {
   const p = spawning();
   const actions = new Uint8Array(SPAWN_OBJECT_SIZE);
   const attributes = new Uint8Array(SPAWN_OBJECT_SIZE);
-  const moved: number[] = [];
+  const own: number[] = [];
   ok(p.posix_spawn_file_actions_init(actions), "file_actions_init");
   ok(p.posix_spawnattr_init(attributes), "attr_init");
   try {
@@ -185,18 +188,12 @@ export function spawn(options: SpawnOptions): number {
     ok(p.posix_spawnattr_setsigmask(attributes, signalSet([])), "attr_setsigmask");
     ok(p.posix_spawnattr_setsigdefault(attributes, fullSignalSet()), "attr_setsigdefault");
     options.descriptors.forEach((fd, number) => {
-      if (fd === null) {
-        ok(
-          p.posix_spawn_file_actions_addopen(actions, number, cstring("/dev/null"), fds.O.RDWR, 0),
-          "file_actions_addopen",
-        );
-        return;
-      }
       let source = fd;
-      if (fd < options.descriptors.length && fd !== number) {
-        // Its number is one that the child has another descriptor under, which may come first.
-        source = fds.duplicate(fd, options.descriptors.length);
-        moved.push(source);
+      if (source === null) own.push(source = fds.open("/dev/null", fds.O.RDWR));
+      if (source < options.descriptors.length) {
+        // Its number is one that the child has another descriptor under, which may come first; or this one, which would be
+        // closed by execve(2) if it is to be: before glibc 2.29.
+        own.push(source = fds.duplicate(source, options.descriptors.length));
       }
       ok(p.posix_spawn_file_actions_adddup2(actions, source, number), "file_actions_adddup2");
     });
@@ -216,13 +213,13 @@ export function spawn(options: SpawnOptions): number {
       );
     const error = options.cwd === undefined ? start() : inFolder(options.cwd, start);
     if (error !== 0) {
-      throw new SystemError("start of program", error, JSON.stringify(options.args[0]));
+      throw new SystemError(START_CALL, error, JSON.stringify(options.args[0]));
     }
     return pid[0]!;
   } finally {
     p.posix_spawn_file_actions_destroy(actions);
     p.posix_spawnattr_destroy(attributes);
-    for (const fd of moved) fds.close(fd);
+    for (const fd of own) fds.close(fd);
   }
 }
 

@@ -4,7 +4,7 @@ import * as fds from "../../ffi/fd.ts";
 import { type Message, receiveMessage, sendMessage } from "../../ffi/fd_passing.ts";
 import { Errno, SystemError } from "../../ffi/libc.ts";
 import { Event, type Poller } from "../../ffi/poll.ts";
-import { parentOf } from "../../ffi/process.ts";
+import { parentOf, START_CALL } from "../../ffi/process.ts";
 import type { Parent, StartOptions } from "../reaper.ts";
 import {
   acceptOrder,
@@ -308,7 +308,7 @@ export class Holder implements Parent {
     if (asked === undefined) throw new Error("a holder has started what it was not asked for");
     const { program, started, resolve, reject } = asked;
     if (error !== 0) {
-      reject(new SystemError("start of program", error, JSON.stringify(program)));
+      reject(new SystemError(START_CALL, error, JSON.stringify(program)));
     } else {
       started(pid);
       resolve();

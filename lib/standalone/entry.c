@@ -315,8 +315,9 @@ static const uint64_t JOIN_TIMEOUT = 200000000, START_TIMEOUT = 999999999, RETRY
 /* The same for a holder that is to move to another build, which may never come up. */
 static const uint64_t MOVE_TIMEOUT = 5000000000;
 
-/* unix(7), socket(7), cmsg(3), flock(2), wait(2): what the kernel's headers for programs leave to the C library's. */
+/* unix(7), socket(7), cmsg(3), flock(2), wait(2), access(2): what the kernel's headers for programs leave to the C library's. */
 enum { AF_UNIX = 1, SCM_RIGHTS = 1, MSG_PEEK = 2, MSG_CTRUNC = 8, MSG_TRUNC = 0x20, MSG_DONTWAIT = 0x40 };
+enum { R_OK = 4, W_OK = 2 };
 enum { P_ALL = 0, WNOHANG = 1, WEXITED = 4, WNOWAIT = 0x01000000 };
 enum { SEQPACKET = 5, NONBLOCK = 04000, MSG_NOSIGNAL = 0x4000, MSG_CMSG_CLOEXEC = 0x40000000, BACKLOG = 4096 };
 
@@ -506,6 +507,8 @@ static int ask(long host, const struct started *started, const struct holder *ho
  */
 static long find_host(const struct started *started, const struct holder *holder, uint32_t group) {
   struct stat stat;
+  /* A host's standard descriptors, without which it does not start. */
+  if (call(__NR_access, "/dev/null", R_OK | W_OK)) return -1;
   call(__NR_mkdir, FOLDER, 0700);
   if (failed(call(__NR_lstat, FOLDER, &stat)) || !S_ISDIR(stat.st_mode) || stat.st_mode & 077 ||
       stat.st_uid != (uint32_t)call(__NR_geteuid))

@@ -52,13 +52,23 @@ export interface PackOptions {
  */
 const DROPPED = ["DENO_", "NODE_", "V8_", "OTEL_", "COMPLETE=", "HOME=", "GLIBC_TUNABLES="];
 
+/** The size from which on a path is too long for every system call, on every filesystem: PATH_MAX of linux/limits.h. */
+const PATH_MAX = 4096;
+
 /**
  * What the runtime gets instead: no directory for its caches, which stay in
- * memory then; no question about newer versions; no search of PATH for `node`,
- * nor a stand-in for it there; and a home without a `.npmrc`, which Deno reads
- * at start, and does not start if it is bad. entry.c adds more.
+ * memory then, at a path that nobody can make, and nothing said of that; no
+ * question about newer versions; no search of PATH for `node`, nor a stand-in
+ * for it there; and a home without a `.npmrc`, which Deno reads at start, and
+ * does not start if it is bad. entry.c adds more.
  */
-const ADDED = ["DENO_DIR=/dev/null/none", "DENO_NO_UPDATE_CHECK=1", "DENO_DISABLE_NODE_SHIM=1", "HOME=/proc"];
+export const ADDED: readonly string[] = [
+  `DENO_DIR=/${"x".repeat(PATH_MAX)}`,
+  "DENO_LOG=info,deno::cache::cache_db=off",
+  "DENO_NO_UPDATE_CHECK=1",
+  "DENO_DISABLE_NODE_SHIM=1",
+  "HOME=/proc",
+];
 
 const PAGE = 4096n;
 
