@@ -13,7 +13,11 @@ const c = libc({
   syscall: [["i32", "u32", "u32", "u32"], "i32"],
 });
 
-const folders = libc({ chdir: [["buffer"], "i32"], fchdir: [["i32"], "i32"] });
+const paths = libc({
+  access: [["buffer", "i32"], "i32"],
+  chdir: [["buffer"], "i32"],
+  fchdir: [["i32"], "i32"],
+});
 
 const spawning = libc({
   posix_spawnp: [["buffer", "buffer", "buffer", "buffer", "pointer", "pointer"], "i32"],
@@ -33,8 +37,17 @@ const PR_SET_CHILD_SUBREAPER = 36;
 const RLIMIT_NOFILE = 7;
 /** Where the executable's entry says what the soft limit was: lib/standalone/entry.c. */
 const LIMIT_VARIABLE = "CONTAINERD_SHIM_NOFILE";
+/**
+ * Where the entry says what all soft limits were that it looks at, if it has raised one that was too small for Deno; what a child
+ * has to begin with that is to have those, and this process's executable, which is both.
+ */
+const LIMITS_VARIABLE = "CONTAINERD_SHIM_LIMITS";
+const CHILD = "containerd-shim-child";
+const OWN_EXECUTABLE = "/proc/self/exe";
 /** wait(2) */
 const WNOHANG = 1;
+/** access(2) */
+const X_OK = 1;
 /** close_range(2): its number on every architecture, and its flag. */
 const SYS_CLOSE_RANGE = 436;
 const CLOSE_RANGE_CLOEXEC = 4;
@@ -72,6 +85,8 @@ export function closeOnExecFrom(least: number): void {
  */
 export function restoreOpenFilesLimit(): void {
   const soft = Deno.env.get(LIMIT_VARIABLE);
+  // Where limits have been raised, this may be one that is too small: children are given it when they are started.
+  if (Deno.env.has(LIMITS_VARIABLE)) return;
   if (soft === undefined || !/^[1-9]\d*$/.test(soft)) return;
   const limit = new BigUint64Array(2);
   const bytes = new Uint8Array(limit.buffer);
@@ -197,20 +212,22 @@ export function spawn(options: SpawnOptions): number {
       }
       ok(p.posix_spawn_file_actions_adddup2(actions, source, number), "file_actions_adddup2");
     });
-    const argv = new StringArray(options.args.map(cstring));
     const envp = options.environment === undefined
       ? ownEnvironment()
       : new StringArray(options.environment.map(cstring));
     const pid = new Int32Array(1);
-    const start = () =>
-      p.posix_spawnp(
+    const start = () => {
+      const { program, args } = withLimits(options.args);
+      const argv = new StringArray(args.map(cstring));
+      return p.posix_spawnp(
         new Uint8Array(pid.buffer),
-        cstring(options.args[0]!),
+        cstring(program),
         actions,
         attributes,
         argv.pointer,
         envp.pointer,
       );
+    };
     const error = options.cwd === undefined ? start() : inFolder(options.cwd, start);
     if (error !== 0) {
       throw new SystemError(START_CALL, error, JSON.stringify(options.args[0]));
@@ -224,11 +241,33 @@ export function spawn(options: SpawnOptions): number {
 }
 
 /**
+ * What has a program started with the limits that this process was started with.
+ *
+ * @throws {SystemError} when there is no such program
+ */
+function withLimits(args: readonly string[]): { readonly program: string; readonly args: readonly string[] } {
+  const limits = Deno.env.get(LIMITS_VARIABLE);
+  const program = args[0]!;
+  if (limits === undefined) return { program, args };
+  const found = candidates(program, Deno.env.get("PATH")).find((path) => paths().access(cstring(path), X_OK) === 0);
+  if (found === undefined) throw new SystemError(START_CALL, errno(), JSON.stringify(program));
+  return { program: OWN_EXECUTABLE, args: [CHILD, ...limits.trim().split(" "), found, ...args] };
+}
+
+/** Where programs are looked for when the environment does not say: execvp(3). */
+const DEFAULT_PATH = "/bin:/usr/bin";
+
+/** The paths that a program may have, by the PATH of an environment. */
+export function candidates(program: string, path: string = DEFAULT_PATH): string[] {
+  return program.includes("/") ? [program] : path.split(":").map((folder) => `${folder || "."}/${program}`);
+}
+
+/**
  * Calls something with another working directory, which is this whole process's meanwhile: glibc before 2.29 has no
  * posix_spawn_file_actions_addchdir_np(3).
  */
 function inFolder<T>(folder: string, call: () => T): T {
-  const { chdir, fchdir } = folders();
+  const { chdir, fchdir } = paths();
   const before = fds.open(".", fds.O.PATH | fds.O.DIRECTORY);
   try {
     check(chdir(cstring(folder)), "chdir to", folder);

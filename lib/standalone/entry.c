@@ -146,7 +146,8 @@ static uint64_t block_signals(void) {
  * What the program learns by its environment. When it was entered, in ns of CLOCK_MONOTONIC, for whoever wants to see what the
  * start costs (ffi/clock.ts). The soft limit of open files (getrlimit(2)) as the caller has set it: Deno raises
  * its own to the hard limit before the program's first line, and every child would inherit that; the program puts it back
- * (ffi/process.ts). And where the texts are that it is to read (make.ts).
+ * (ffi/process.ts). And where the texts are that it is to read (make.ts). Where a soft limit was too small for Deno, and has been
+ * raised: all of those that are looked at as the caller has set them, a number each.
  *
  * The last is for the C library: one heap of malloc for all threads, of which there is hardly ever more than one that does
  * something, where each would keep some 150 KiB for itself (mallopt(3), M_ARENA_MAX). ld.so writes into it.
@@ -156,6 +157,7 @@ static uint64_t block_signals(void) {
 #define TEXTS "CONTAINERD_SHIM_TEXTS="
 #define BUILD "CONTAINERD_SHIM_BUILD="
 #define ARENAS "GLIBC_TUNABLES=glibc.malloc.arena_max="
+#define LIMITS "CONTAINERD_SHIM_LIMITS="
 enum { VARIABLES = 5, VARIABLE_SIZE = sizeof ENTERED + 20 }; /* the longest of them; 2^64 has 20 digits */
 _Static_assert(sizeof ARENAS + 1 <= VARIABLE_SIZE, "its number has one digit");
 
@@ -175,17 +177,28 @@ static char *append_number(char *out, uint64_t value) {
   return out;
 }
 
-/* One sentence on stderr: `cannot start: <what><path> (errno <n>)`; error is what the system call returned. */
+static void print_number(uint64_t value) {
+  char digits[21];
+  append_number(digits, value);
+  print(digits);
+}
+
+#define CANNOT_START "containerd-shim: cannot start: "
+
+__attribute__((noreturn)) static void give_up(void) {
+  print("\n");
+  for (;;) call(__NR_exit_group, EXIT_NOT_STARTED);
+}
+
+/* One sentence on stderr of a loader that is not there, or cannot be used; error is what the system call returned. */
 __attribute__((noreturn)) static void fail(const char *what, const char *path, long error) {
-  char digits[20];
-  append_number(digits, (uint64_t)-error);
-  print("cannot start: ");
+  print(CANNOT_START);
   print(what);
   print(path);
   print(" (errno ");
-  print(digits);
-  print(")\n");
-  for (;;) call(__NR_exit_group, EXIT_NOT_STARTED);
+  print_number((uint64_t)-error);
+  print("); it needs the GNU C library (glibc) 2.27 or later"); /* as glibc.ts has it */
+  give_up();
 }
 
 static void describe(char *out, const char *name, uint64_t value) { append_number(append(out, name), value); }
@@ -202,6 +215,64 @@ static uint64_t limit_of_open_files(void) {
   return limit[0];
 }
 
+/*
+ * What Deno needs, with something to spare, or it ends with a trace of its stack: V8 reserves 32 GiB of address space. The
+ * names are those of prlimit(1). ffi/process.ts has the order.
+ */
+static const struct need {
+  uint64_t least;
+  uint32_t resource;
+  char name[8];
+} needs[] = {
+    {34ull << 30, RLIMIT_AS, "as"},
+    {640ull << 20, RLIMIT_DATA, "data"},
+    {1ull << 20, RLIMIT_STACK, "stack"},
+    {32, RLIMIT_NOFILE, "nofile"},
+};
+enum { NEEDS = sizeof needs / sizeof *needs, LIMITS_SIZE = sizeof LIMITS + NEEDS * 21 };
+
+/* Raises the soft limits that are too small for Deno. Returns whether there was one; `out` becomes the variable that has all. */
+static int raise_limits(char *out) {
+  int raised = 0;
+  out = append(out, LIMITS);
+  for (size_t i = 0; i < NEEDS; i++) {
+    uint64_t limit[2] = {0, 0};
+    call(__NR_prlimit64, 0, needs[i].resource, 0, limit);
+    out = append(append_number(out, limit[0]), " ");
+    if (limit[0] >= needs[i].least) continue;
+    if (limit[1] < needs[i].least) {
+      print(CANNOT_START "the hard limit ");
+      print(needs[i].name);
+      print(" (prlimit(1)) is ");
+      print_number(limit[1]);
+      print(", and Deno needs ");
+      print_number(needs[i].least);
+      give_up();
+    }
+    limit[0] = limit[1];
+    call(__NR_prlimit64, 0, needs[i].resource, limit, 0);
+    raised = 1;
+  }
+  return raised;
+}
+
+/*
+ * A child of a program whose limits have been raised, which is to have those from before: argv is this word, the soft limits,
+ * the path of the program, and its argv.
+ */
+#define CHILD "containerd-shim-child"
+
+__attribute__((noreturn)) static void become_child(const char *const *argv, const char *const *envp) {
+  for (size_t i = 0; i < NEEDS; i++) {
+    uint64_t limit[2];
+    call(__NR_prlimit64, 0, needs[i].resource, 0, limit);
+    limit[0] = 0;
+    for (const char *digit = argv[1 + i]; *digit; digit++) limit[0] = limit[0] * 10 + (uint64_t)(*digit - '0');
+    call(__NR_prlimit64, 0, needs[i].resource, limit, 0);
+  }
+  call(__NR_execve, argv[1 + NEEDS], argv + 2 + NEEDS, envp);
+  for (;;) call(__NR_exit_group, EXIT_NOT_STARTED);
+}
 
 /* --- Holder and host ---------------------------------------------------------------------------------------------------- */
 
@@ -826,6 +897,8 @@ struct loaded {
   uintptr_t entry;
 };
 
+#define OF_GLIBC "GLIBC_PRIVATE"
+
 /* Maps the interpreter as the kernel does (elf(5), PT_LOAD); where, is left to mmap and thus to ASLR. */
 static struct loaded load_interpreter(const char *path) {
   Elf64_Ehdr file;
@@ -841,10 +914,14 @@ static struct loaded load_interpreter(const char *path) {
     fail("no program interpreter: ", path, -ENOEXEC);
 
   uintptr_t low = UINTPTR_MAX, high = 0;
+  size_t first_size = 0;
   for (size_t i = 0; i < file.e_phnum; i++) {
     if (segments[i].p_type != PT_LOAD) continue;
     const uintptr_t end = page_up(segments[i].p_vaddr + segments[i].p_memsz);
-    if (page_down(segments[i].p_vaddr) < low) low = page_down(segments[i].p_vaddr);
+    if (page_down(segments[i].p_vaddr) < low) {
+      low = page_down(segments[i].p_vaddr);
+      first_size = segments[i].p_filesz;
+    }
     if (end > high) high = end;
   }
   if (low >= high) fail("no program interpreter: ", path, -ENOEXEC);
@@ -876,6 +953,10 @@ static struct loaded load_interpreter(const char *path) {
     }
   }
   call(__NR_close, fd);
+  /* Others, in its place, would end in a crash or in hundreds of lines. The first segment has the names of symbols' versions. */
+  const char *text = (const char *)base + low;
+  while (!begins_with(text, OF_GLIBC))
+    if (++text + sizeof OF_GLIBC > (const char *)base + low + first_size) fail("another library's loader: ", path, -ENOEXEC);
   return (struct loaded){base, base + file.e_entry};
 }
 
@@ -887,8 +968,6 @@ static struct loaded load_interpreter(const char *path) {
  */
 __attribute__((noreturn, used)) static void enter(const uintptr_t *stack) {
   const uint64_t entered = now();
-  const uint64_t signals = block_signals();
-
   const size_t argc = stack[0]; /* may be 0 before Linux 5.18: execve(2) */
   const uintptr_t *argv = stack + 1;
   const uintptr_t *envp = argv + argc + 1;
@@ -906,6 +985,9 @@ __attribute__((noreturn, used)) static void enter(const uintptr_t *stack) {
   aux_words += 2;
   const uintptr_t base = (uintptr_t)&header - header.address;
 
+  if (argc > 2 + NEEDS && begins_with((const char *)*argv, CHILD))
+    become_child((const char *const *)argv, (const char *const *)envp);
+  const uint64_t signals = block_signals();
   const struct started started = {(const char *const *)argv, (const char *const *)envp, argc, envc, entered};
   if (may_be_hosted(&started)) {
     const uint32_t group = group_size(&started);
@@ -920,13 +1002,15 @@ __attribute__((noreturn, used)) static void enter(const uintptr_t *stack) {
   }
   if (argc > 1 && begins_with(started.argv[1], "host")) call(__NR_prctl, PR_SET_NAME, "shim-host", 0);
 
-  const size_t words = 1 + header.arguments + argc + 1 + header.added + VARIABLES + envc + 1 + aux_words + phnum * PHDR_WORDS;
+  const size_t words = 1 + header.arguments + argc + 1 + header.added + VARIABLES + 1 + envc + 1 + aux_words + phnum * PHDR_WORDS;
   char variables[VARIABLES][VARIABLE_SIZE];
   describe(variables[0], ENTERED, entered);
   describe(variables[1], LIMIT, limit_of_open_files());
   describe(variables[2], TEXTS, (uintptr_t)&header + header.texts);
   describe(variables[3], BUILD, header.build);
   describe(variables[4], ARENAS, 1);
+  char limits[LIMITS_SIZE];
+  const int raised = raise_limits(limits);
   uintptr_t *const frame = __builtin_alloca_with_align(words * sizeof *frame, 128); /* 16 bytes, as the ABI has it */
   Elf64_Phdr *const copies = (Elf64_Phdr *)(frame + words - phnum * PHDR_WORDS);
 
@@ -960,6 +1044,7 @@ __attribute__((noreturn, used)) static void enter(const uintptr_t *stack) {
   for (size_t i = 0; i < header.dropped; i++) string = next_string(string);
   for (size_t i = 0; i < header.added; i++, string = next_string(string)) *out++ = (uintptr_t)string;
   for (size_t i = 0; i < VARIABLES; i++) *out++ = (uintptr_t)variables[i];
+  if (raised) *out++ = (uintptr_t)limits;
   for (size_t i = 0; i < envc; i++) {
     const char *prefix = prefixes;
     size_t left = header.dropped;

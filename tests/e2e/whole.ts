@@ -15,18 +15,21 @@ const SIGKILL = 9;
  * Has a shim that has just been started with {@linkcode REPEATING} do all that its API has but checkpoints, and ends the
  * container.
  *
- * @param meanwhile done to the shim while the container and another process of it run
+ * @param options `meanwhile` is done to the shim while the container and another process of it run; `runtime` is its OCI runtime
  */
-export async function assertServes(shim: Shim, meanwhile = () => Promise.resolve()): Promise<void> {
+export async function assertServes(
+  shim: Shim,
+  { meanwhile, runtime }: { readonly meanwhile?: () => Promise<void>; readonly runtime?: string } = {},
+): Promise<void> {
   assertEquals(await shim.shimPid(), shim.pid);
-  const { pid, fifos, stdout } = await shim.createWithFifos();
+  const { pid, fifos, stdout } = await shim.createWithFifos(runtime === undefined ? {} : { runtime });
   assertEquals((await shim.state()).status, Status.CREATED);
   await shim.startProcess();
   using input = await Writer.open(fifos.stdin);
   await assertRepeats(input, stdout);
   const terminal = await startTerminal(shim, "terminal");
 
-  await meanwhile();
+  await meanwhile?.();
 
   await assertRepeats(input, stdout);
   await assertExecs(shim, "other");

@@ -1,4 +1,5 @@
 import { assert, assertEquals, assertMatch, assertRejects, assertThrows } from "@std/assert";
+import { MINIMUM_GLIBC } from "../../lib/standalone/glibc.ts";
 import { compileEntry, EVAL_FLAGS, selfCheck } from "../../lib/standalone/make.ts";
 import { loaderOf, type Module, scriptOf } from "../../lib/standalone/modules.ts";
 import { pack } from "../../lib/standalone/pack.ts";
@@ -13,6 +14,9 @@ const GIVEN = {
   GLIBC_TUNABLES: "glibc.malloc.arena_max=1",
   CONTAINERD_SHIM_NOFILE: softLimitOfOpenFiles(),
 };
+
+/** What is said where there is no glibc. */
+const NEEDS_GLIBC = `it needs the GNU C library (glibc) ${MINIMUM_GLIBC} or later`;
 
 /** The soft limit of open files that our children start with. */
 function softLimitOfOpenFiles(): string {
@@ -358,9 +362,23 @@ Deno.test("A missing program interpreter is said, with exit code 127", async () 
   await compileC(program, `-Wl,--dynamic-linker=${interpreter}`);
   await pack({ deno: program, entry, out: program });
   const { code, stderr, stdout } = await run(program);
-  assertEquals(stderr, `cannot start: cannot open ${interpreter} (errno 2)\n`);
+  assertEquals(stderr, `containerd-shim: cannot start: cannot open ${interpreter} (errno 2); ${NEEDS_GLIBC}\n`);
   assertEquals(stdout, "");
   assertEquals(code, 127);
+});
+
+Deno.test("A program interpreter that is not glibc's is said, with exit code 127, and not run", async () => {
+  const program = `${directory}/foreign`;
+  const interpreter = `${directory}/foreign-ld.so`;
+  const source = `${directory}/foreign.c`;
+  await Deno.writeTextFile(source, "void _start(void) { __builtin_trap(); }");
+  assertEquals((await run("gcc", ["-static-pie", "-nostdlib", "-o", interpreter, source])).code, 0);
+  await compileC(program, `-Wl,--dynamic-linker=${interpreter}`);
+  await pack({ deno: program, entry, out: program });
+  const { code, stderr, stdout } = await run(program);
+  const why = `another library's loader: ${interpreter} (errno 8)`;
+  assertEquals(stderr, `containerd-shim: cannot start: ${why}; ${NEEDS_GLIBC}\n`);
+  assertEquals([code, stdout], [127, ""]);
 });
 
 Deno.test("Any dynamic executable can be packed, but only once", async () => {
