@@ -116,8 +116,10 @@ export async function pack(options: PackOptions): Promise<void> {
     dropped: DROPPED,
     added: ADDED,
     texts,
-    build: await buildOf([await Deno.readFile(deno), code, new TextEncoder().encode([program, ...texts].join("\0"))]),
   });
+  // Of all that is run: flags, environment, entry and program are in the blob.
+  const build = await buildOf([await Deno.readFile(deno), blob]);
+  new DataView(blob.buffer).setBigUint64(OFFSET_OF.build, build, true);
 
   const temporary = `${out}.${crypto.randomUUID()}.tmp`;
   try {
@@ -191,11 +193,10 @@ interface HeaderValues {
   readonly dropped: readonly string[];
   readonly added: readonly string[];
   readonly texts: readonly string[];
-  readonly build: bigint;
 }
 
-/** The blob: the code, its header filled in, and the strings and texts behind it. */
-function fillIn(code: Uint8Array, values: HeaderValues): Uint8Array {
+/** The blob: the code, its header filled in but for the build, and the strings and texts behind it. */
+function fillIn(code: Uint8Array, values: HeaderValues): Uint8Array<ArrayBuffer> {
   const strings = [...values.arguments, ...values.dropped, ...values.added];
   for (const text of [...strings, ...values.texts]) {
     const at = text.indexOf("\0");
@@ -217,7 +218,6 @@ function fillIn(code: Uint8Array, values: HeaderValues): Uint8Array {
   view.setBigUint64(OFFSET_OF.strings, BigInt(code.length), true);
   view.setBigUint64(OFFSET_OF.texts, BigInt(code.length + behind.length), true);
   view.setBigUint64(OFFSET_OF.bias, LOAD_ADDRESS, true);
-  view.setBigUint64(OFFSET_OF.build, values.build, true);
   return blob;
 }
 

@@ -1,8 +1,8 @@
 import { assert, assertEquals, assertMatch, assertRejects, assertThrows } from "@std/assert";
 import { MINIMUM_GLIBC } from "../../lib/standalone/glibc.ts";
-import { compileEntry, EVAL_FLAGS, selfCheck } from "../../lib/standalone/make.ts";
+import { bundleModules, compileEntry, EVAL_FLAGS, selfCheck } from "../../lib/standalone/make.ts";
 import { loaderOf, type Module, scriptOf } from "../../lib/standalone/modules.ts";
-import { pack } from "../../lib/standalone/pack.ts";
+import { pack, type PackOptions } from "../../lib/standalone/pack.ts";
 
 /** What the runtime is given, whatever the caller's environment has. */
 const GIVEN = {
@@ -473,4 +473,47 @@ Deno.test("What is no dynamic x86-64 executable is refused, and nothing is left"
     `Cannot use ${dynamic} as entry code: it begins with`,
   );
   assertEquals([...Deno.readDirSync(workspace)].length, before);
+});
+
+Deno.test("The same program bundled in another folder is the same, down to the names of its modules", async () => {
+  const root = decodeURIComponent(new URL("../..", import.meta.url).pathname);
+  const elsewhere = `${directory}/a folder of another name`;
+  await Deno.mkdir(elsewhere);
+  const copied = ["main.ts", "deno.json", "deno.lock", "lib", "ffi"].map((each) => `${root}${each}`);
+  assertEquals((await run("cp", ["-r", ...copied, elsewhere])).code, 0);
+  const bundled = (folder: string, out: string) =>
+    bundleModules({ deno: Deno.execPath(), config: `${folder}/deno.json`, main: `${folder}/main.ts`, folder: out });
+  const modules = await bundled(root.replace(/\/$/, ""), `${directory}/modules`);
+  assertEquals(await bundled(elsewhere, `${elsewhere}/modules`), modules);
+  assertEquals(modules[0]!.name, "main.js");
+  assert(modules.some(({ name }) => name === "shim.js"), modules.map(({ name }) => name).join());
+});
+
+Deno.test("Whatever is other in what is run makes another build, and nothing else does", async () => {
+  const program = `${directory}/seven`;
+  await compileC(program);
+  const [otherProgram, otherEntry] = [`${directory}/seven-2`, `${directory}/entry-2.bin`];
+  await Deno.writeFile(otherProgram, new Uint8Array([...await Deno.readFile(program), 0]), { mode: 0o755 });
+  await Deno.writeFile(otherEntry, new Uint8Array([...await Deno.readFile(entry), 0]));
+  const out = `${directory}/built`;
+  const same = { deno: program, entry, program: "1", texts: ["2"], denoFlags: ["--quiet"], out };
+  const buildOf = async (options: PackOptions) => {
+    await pack(options);
+    const bytes = await Deno.readFile(options.out);
+    const at = new TextDecoder("latin1").decode(bytes).lastIndexOf("DENOENTR");
+    return new DataView(bytes.buffer).getBigUint64(at + 64, true);
+  };
+  const build = await buildOf(same);
+  assertEquals(await buildOf({ ...same, out: `${directory}/built-2` }), build);
+  const builds = [build];
+  for (
+    const other of [
+      { deno: otherProgram },
+      { entry: otherEntry },
+      { program: "3" },
+      { texts: ["2", "4"] },
+      { denoFlags: ["--no-config"] },
+    ]
+  ) builds.push(await buildOf({ ...same, ...other }));
+  assertEquals(new Set(builds).size, builds.length);
 });
