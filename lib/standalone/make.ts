@@ -329,9 +329,11 @@ const BUNDLING = ["--quiet", "--minify", "--platform", "browser", "--external", 
 
 /** Options of {@linkcode bundleModules}: paths. */
 export interface BundleOptions {
+  /** The Deno that bundles. */
   readonly deno: string;
   /** deno.json. */
   readonly config: string;
+  /** The main module. */
   readonly main: string;
   /** Where the bundler puts them; it is removed before. */
   readonly folder: string;
