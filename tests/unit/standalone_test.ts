@@ -417,6 +417,11 @@ Deno.test("A packed executable cannot be stripped of its entry", async () => {
   assertEquals((await probe(["x"])).args, ["x"]);
 });
 
+Deno.test("ldd says of a packed executable that it has no libraries to tell of, and does not crash", async () => {
+  const { code, stdout, stderr } = await run("ldd", [product]);
+  assertEquals([code, stdout, stderr], [1, "", "\tnot a dynamic executable\n"]);
+});
+
 Deno.test("What is no dynamic x86-64 executable is refused, and nothing is left", async () => {
   const workspace = `${directory}/refused`;
   await Deno.mkdir(workspace);
