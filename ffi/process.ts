@@ -13,13 +13,10 @@ const c = libc({
   syscall: [["i32", "u32", "u32", "u32"], "i32"],
 });
 
-const paths = libc({
+const spawning = libc({
   access: [["buffer", "i32"], "i32"],
   chdir: [["buffer"], "i32"],
   fchdir: [["i32"], "i32"],
-});
-
-const spawning = libc({
   posix_spawnp: [["buffer", "buffer", "buffer", "buffer", "pointer", "pointer"], "i32"],
   posix_spawn_file_actions_init: [["buffer"], "i32"],
   posix_spawn_file_actions_adddup2: [["buffer", "i32", "i32"], "i32"],
@@ -249,7 +246,7 @@ function withLimits(args: readonly string[]): { readonly program: string; readon
   const limits = Deno.env.get(LIMITS_VARIABLE);
   const program = args[0]!;
   if (limits === undefined) return { program, args };
-  const found = candidates(program, Deno.env.get("PATH")).find((path) => paths().access(cstring(path), X_OK) === 0);
+  const found = candidates(program, Deno.env.get("PATH")).find((path) => spawning().access(cstring(path), X_OK) === 0);
   if (found === undefined) throw new SystemError(START_CALL, errno(), JSON.stringify(program));
   return { program: OWN_EXECUTABLE, args: [CHILD, ...limits.trim().split(" "), found, ...args] };
 }
@@ -267,7 +264,7 @@ export function candidates(program: string, path: string = DEFAULT_PATH): string
  * posix_spawn_file_actions_addchdir_np(3).
  */
 function inFolder<T>(folder: string, call: () => T): T {
-  const { chdir, fchdir } = paths();
+  const { chdir, fchdir } = spawning();
   const before = fds.open(".", fds.O.PATH | fds.O.DIRECTORY);
   try {
     check(chdir(cstring(folder)), "chdir to", folder);

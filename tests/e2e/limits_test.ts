@@ -35,6 +35,7 @@ inModes(
         }
       });
     }),
+  { isOnlyOurs: true },
 );
 
 onlyHosted("where a hard limit is too small for Deno, the executable says which in a sentence, and fails", async () => {
