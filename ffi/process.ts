@@ -34,11 +34,9 @@ const PR_SET_CHILD_SUBREAPER = 36;
 const RLIMIT_NOFILE = 7;
 /** Where the executable's entry says what the soft limit was: lib/standalone/entry.c. */
 const LIMIT_VARIABLE = "CONTAINERD_SHIM_NOFILE";
-/**
- * Where the entry says what all soft limits were that it looks at, if it has raised one that was too small for Deno; what a child
- * has to begin with that is to have those, and this process's executable, which is both.
- */
+/** Where the entry has the soft limits that it looks at, as they were, if it has raised one that was too small for Deno. */
 const LIMITS_VARIABLE = "CONTAINERD_SHIM_LIMITS";
+/** By this name the entry takes limits and a program, sets them, and becomes that: become_child of lib/standalone/entry.c. */
 const CHILD = "containerd-shim-child";
 const OWN_EXECUTABLE = "/proc/self/exe";
 /** wait(2) */
@@ -238,7 +236,8 @@ export function spawn(options: SpawnOptions): number {
 }
 
 /**
- * What has a program started with the limits that this process was started with.
+ * What has a program started with the limits that this process was started with. Its own are not those: Deno would fail by them;
+ * and to set the child's from here would be too late for what that starts.
  *
  * @throws {SystemError} when there is no such program
  */

@@ -62,7 +62,7 @@ const PATH_MAX = 4096;
  * for it there; and a home without a `.npmrc`, which Deno reads at start, and
  * does not start if it is bad. entry.c adds more.
  */
-export const ADDED: readonly string[] = [
+const ADDED: readonly string[] = [
   `DENO_DIR=/${"x".repeat(PATH_MAX)}`,
   "DENO_LOG=info,deno::cache::cache_db=off",
   "DENO_NO_UPDATE_CHECK=1",
