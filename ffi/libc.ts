@@ -85,6 +85,7 @@ export const Errno = {
   EMFILE: 24,
   ENOTTY: 25,
   EPIPE: 32,
+  ENOSYS: 38,
   ELOOP: 40,
   ECONNABORTED: 103,
   ECONNRESET: 104,

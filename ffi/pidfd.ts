@@ -24,7 +24,7 @@ const EXIT_CODE_OFFSET = 60;
  * A descriptor for a process, close-on-exec; the caller owns it.
  *
  * @returns undefined when there is no such process
- * @throws {SystemError} ENOSYS before Linux 5.3; EMFILE
+ * @throws {SystemError} see {@link hasNoPidfds}; EMFILE
  */
 export function openPidfd(pid: number): number | undefined {
   const fd = c().syscall(SYS_PIDFD_OPEN, pid, 0, null, 0);
@@ -32,6 +32,11 @@ export function openPidfd(pid: number): number | undefined {
   const error = errno();
   if (error === Errno.ESRCH) return undefined;
   throw new SystemError("pidfd_open of process", error, pid);
+}
+
+/** Whether it is because of this system that {@link openPidfd} has failed: Linux before 5.3, or a filter that knows none other. */
+export function hasNoPidfds(error: unknown): boolean {
+  return error instanceof SystemError && (error.errno === Errno.ENOSYS || error.errno === Errno.EPERM);
 }
 
 /**

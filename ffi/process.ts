@@ -14,11 +14,12 @@ const c = libc({
 });
 
 const spawning = libc({
+  access: [["buffer", "i32"], "i32"],
+  chdir: [["buffer"], "i32"],
+  fchdir: [["i32"], "i32"],
   posix_spawnp: [["buffer", "buffer", "buffer", "buffer", "pointer", "pointer"], "i32"],
   posix_spawn_file_actions_init: [["buffer"], "i32"],
   posix_spawn_file_actions_adddup2: [["buffer", "i32", "i32"], "i32"],
-  posix_spawn_file_actions_addopen: [["buffer", "i32", "buffer", "i32", "u32"], "i32"],
-  posix_spawn_file_actions_addchdir_np: [["buffer", "buffer"], "i32"],
   posix_spawn_file_actions_destroy: [["buffer"], "i32"],
   posix_spawnattr_init: [["buffer"], "i32"],
   posix_spawnattr_setflags: [["buffer", "i16"], "i32"],
@@ -33,8 +34,15 @@ const PR_SET_CHILD_SUBREAPER = 36;
 const RLIMIT_NOFILE = 7;
 /** Where the executable's entry says what the soft limit was: lib/standalone/entry.c. */
 const LIMIT_VARIABLE = "CONTAINERD_SHIM_NOFILE";
+/** Where the entry has the soft limits that it looks at, as they were, if it has raised one that was too small for Deno. */
+const LIMITS_VARIABLE = "CONTAINERD_SHIM_LIMITS";
+/** By this name the entry takes limits and a program, sets them, and becomes that: become_child of lib/standalone/entry.c. */
+const CHILD = "containerd-shim-child";
+const OWN_EXECUTABLE = "/proc/self/exe";
 /** wait(2) */
 const WNOHANG = 1;
+/** access(2) */
+const X_OK = 1;
 /** close_range(2): its number on every architecture, and its flag. */
 const SYS_CLOSE_RANGE = 436;
 const CLOSE_RANGE_CLOEXEC = 4;
@@ -56,8 +64,12 @@ export function becomeSubreaper(): void {
 
 /** Marks every descriptor from `least` on close-on-exec: what this process inherited is not its children's. */
 export function closeOnExecFrom(least: number): void {
-  // Linux before 5.11 has no such call; what we open ourselves is close-on-exec from the start.
-  c().syscall(SYS_CLOSE_RANGE, least, 0xffff_ffff, CLOSE_RANGE_CLOEXEC);
+  if (c().syscall(SYS_CLOSE_RANGE, least, 0xffff_ffff, CLOSE_RANGE_CLOEXEC) === 0) return;
+  // Linux before 5.11 has no such call.
+  for (const { name } of [...Deno.readDirSync("/proc/self/fd")]) {
+    // The folder itself is no longer open.
+    if (Number(name) >= least && fds.describe(Number(name)) !== undefined) fds.setCloexec(Number(name));
+  }
 }
 
 /**
@@ -68,6 +80,8 @@ export function closeOnExecFrom(least: number): void {
  */
 export function restoreOpenFilesLimit(): void {
   const soft = Deno.env.get(LIMIT_VARIABLE);
+  // Where limits have been raised, this may be one that is too small: children are given it when they are started.
+  if (Deno.env.has(LIMITS_VARIABLE)) return;
   if (soft === undefined || !/^[1-9]\d*$/.test(soft)) return;
   const limit = new BigUint64Array(2);
   const bytes = new Uint8Array(limit.buffer);
@@ -139,6 +153,9 @@ export function kill(pid: number, signal: number): void {
   check(c().kill(pid, signal), "kill of process", pid);
 }
 
+/** What a {@link SystemError} calls it when a program cannot be started. */
+export const START_CALL = "start of program";
+
 /** What a program is started with. */
 export interface ChildOptions {
   /** argv; the first is also the program: a path, or a name to be looked up in PATH. */
@@ -163,13 +180,14 @@ export interface SpawnOptions extends ChildOptions {
  * Starts a child by posix_spawn(3), with no signal blocked and every signal at its default, and gives its pid. Whoever
  * reaps this process's children learns how it ends.
  *
- * @throws {SystemError} ENOENT when there is no such program or working directory
+ * @throws {SystemError} of {@link START_CALL}, ENOENT when there is no such program; of another call, ENOENT when there is no such
+ * working directory, or no /dev/null that is wanted
  */
 export function spawn(options: SpawnOptions): number {
   const p = spawning();
   const actions = new Uint8Array(SPAWN_OBJECT_SIZE);
   const attributes = new Uint8Array(SPAWN_OBJECT_SIZE);
-  const moved: number[] = [];
+  const own: number[] = [];
   ok(p.posix_spawn_file_actions_init(actions), "file_actions_init");
   ok(p.posix_spawnattr_init(attributes), "attr_init");
   try {
@@ -180,45 +198,82 @@ export function spawn(options: SpawnOptions): number {
     ok(p.posix_spawnattr_setsigmask(attributes, signalSet([])), "attr_setsigmask");
     ok(p.posix_spawnattr_setsigdefault(attributes, fullSignalSet()), "attr_setsigdefault");
     options.descriptors.forEach((fd, number) => {
-      if (fd === null) {
-        ok(
-          p.posix_spawn_file_actions_addopen(actions, number, cstring("/dev/null"), fds.O.RDWR, 0),
-          "file_actions_addopen",
-        );
-        return;
-      }
       let source = fd;
-      if (fd < options.descriptors.length && fd !== number) {
-        // Its number is one that the child has another descriptor under, which may come first.
-        source = fds.duplicate(fd, options.descriptors.length);
-        moved.push(source);
+      if (source === null) own.push(source = fds.open("/dev/null", fds.O.RDWR));
+      if (source < options.descriptors.length) {
+        // Its number is one that the child has another descriptor under, which may come first; or this one, which would be
+        // closed by execve(2) if it is to be: before glibc 2.29.
+        own.push(source = fds.duplicate(source, options.descriptors.length));
       }
       ok(p.posix_spawn_file_actions_adddup2(actions, source, number), "file_actions_adddup2");
     });
-    if (options.cwd !== undefined) {
-      ok(p.posix_spawn_file_actions_addchdir_np(actions, cstring(options.cwd)), "file_actions_addchdir_np");
-    }
-    const argv = new StringArray(options.args.map(cstring));
     const envp = options.environment === undefined
       ? ownEnvironment()
       : new StringArray(options.environment.map(cstring));
     const pid = new Int32Array(1);
-    const error = p.posix_spawnp(
-      new Uint8Array(pid.buffer),
-      cstring(options.args[0]!),
-      actions,
-      attributes,
-      argv.pointer,
-      envp.pointer,
-    );
+    const start = () => {
+      const { program, args } = withLimits(options.args);
+      const argv = new StringArray(args.map(cstring));
+      return p.posix_spawnp(
+        new Uint8Array(pid.buffer),
+        cstring(program),
+        actions,
+        attributes,
+        argv.pointer,
+        envp.pointer,
+      );
+    };
+    const error = options.cwd === undefined ? start() : inFolder(options.cwd, start);
     if (error !== 0) {
-      throw new SystemError("start of program", error, JSON.stringify(options.args[0]));
+      throw new SystemError(START_CALL, error, JSON.stringify(options.args[0]));
     }
     return pid[0]!;
   } finally {
     p.posix_spawn_file_actions_destroy(actions);
     p.posix_spawnattr_destroy(attributes);
-    for (const fd of moved) fds.close(fd);
+    for (const fd of own) fds.close(fd);
+  }
+}
+
+/**
+ * What has a program started with the limits that this process was started with. Its own are not those: Deno would fail by them;
+ * and to set the child's from here would be too late for what that starts.
+ *
+ * @throws {SystemError} when there is no such program
+ */
+function withLimits(args: readonly string[]): { readonly program: string; readonly args: readonly string[] } {
+  const limits = Deno.env.get(LIMITS_VARIABLE);
+  const program = args[0]!;
+  if (limits === undefined) return { program, args };
+  const found = candidates(program, Deno.env.get("PATH")).find((path) => spawning().access(cstring(path), X_OK) === 0);
+  if (found === undefined) throw new SystemError(START_CALL, errno(), JSON.stringify(program));
+  return { program: OWN_EXECUTABLE, args: [CHILD, ...limits.trim().split(" "), found, ...args] };
+}
+
+/** Where programs are looked for when the environment does not say: execvp(3). */
+const DEFAULT_PATH = "/bin:/usr/bin";
+
+/** The paths that a program may have, by the PATH of an environment. */
+export function candidates(program: string, path: string = DEFAULT_PATH): string[] {
+  return program.includes("/") ? [program] : path.split(":").map((folder) => `${folder || "."}/${program}`);
+}
+
+/**
+ * Calls something with another working directory, which is this whole process's meanwhile: glibc before 2.29 has no
+ * posix_spawn_file_actions_addchdir_np(3).
+ */
+function inFolder<T>(folder: string, call: () => T): T {
+  const { chdir, fchdir } = spawning();
+  const before = fds.open(".", fds.O.PATH | fds.O.DIRECTORY);
+  try {
+    check(chdir(cstring(folder)), "chdir to", folder);
+    try {
+      return call();
+    } finally {
+      check(fchdir(before), "fchdir to descriptor", before);
+    }
+  } finally {
+    fds.close(before);
   }
 }
 

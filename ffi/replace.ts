@@ -7,10 +7,12 @@ const c = libc({
   ftruncate: [["i32", "i64"], "i32"],
   rename: [["buffer", "buffer"], "i32"],
   unlink: [["buffer"], "i32"],
-  renameat2: [["i32", "buffer", "i32", "buffer", "u32"], "i32"],
+  syscall: [["i32", "i32", "buffer", "i32", "buffer", "u32"], "i32"],
 });
 
-/** renameat2(2), from linux/fcntl.h and linux/fs.h. */
+/** renameat2(2): its number, for glibc has no function of that name before 2.28. */
+const SYS_RENAMEAT2 = Deno.build.arch === "x86_64" ? 316 : 276;
+/** From linux/fcntl.h and linux/fs.h. */
 const AT_FDCWD = -100;
 const RENAME_EXCHANGE = 2;
 
@@ -34,7 +36,7 @@ export function replaceFile(path: string, spare: string, content: Uint8Array<Arr
     fds.close(fd);
   }
   const [from, to] = [cstring(spare), cstring(path)];
-  if (c().renameat2(AT_FDCWD, from, AT_FDCWD, to, RENAME_EXCHANGE) === 0) return;
+  if (c().syscall(SYS_RENAMEAT2, AT_FDCWD, from, AT_FDCWD, to, RENAME_EXCHANGE) === 0) return;
   const error = errno();
   // There is none yet, or the filesystem cannot exchange two.
   if (error !== Errno.ENOENT && error !== Errno.EINVAL) throw new SystemError("renameat2 to", error, path);

@@ -7,10 +7,11 @@
  */
 
 import * as fds from "./fd.ts";
-import { check, Errno, errno, libc, SystemError } from "./libc.ts";
+import { check, Errno, errno, libc } from "./libc.ts";
 
 const c = libc({
-  pthread_sigmask: [["i32", "buffer", "buffer"], "i32"],
+  // The calling thread's alone, as pthread_sigmask(3), which is in another library before glibc 2.32.
+  sigprocmask: [["i32", "buffer", "buffer"], "i32"],
   signalfd: [["i32", "buffer", "i32"], "i32"],
 });
 
@@ -57,7 +58,7 @@ export function signalName(signal: number): string {
   return Object.entries(Signal).find(([, number]) => number === signal)?.[0] ?? `${signal}`;
 }
 
-/** pthread_sigmask(3), signalfd(2). */
+/** sigprocmask(2), signalfd(2). */
 const SIG_BLOCK = 0;
 const SIG_UNBLOCK = 1;
 const SFD_NONBLOCK = 0o4000;
@@ -101,8 +102,7 @@ export function unblock(signals: Iterable<number>): void {
 }
 
 function changeMask(how: number, signals: Iterable<number>): void {
-  const error = c().pthread_sigmask(how, signalSet(signals), null);
-  if (error !== 0) throw new SystemError("pthread_sigmask", error);
+  check(c().sigprocmask(how, signalSet(signals), null), "sigprocmask");
 }
 
 /**
@@ -112,8 +112,7 @@ function changeMask(how: number, signals: Iterable<number>): void {
  */
 export function areBlocked(signals: Iterable<number>): boolean {
   const mask = new Uint8Array(SIGSET_SIZE);
-  const error = c().pthread_sigmask(SIG_BLOCK, null, mask);
-  if (error !== 0) throw new SystemError("pthread_sigmask", error);
+  check(c().sigprocmask(SIG_BLOCK, null, mask), "sigprocmask");
   return signalSet(signals).every((bits, i) => (mask[i]! & bits) === bits);
 }
 
@@ -124,13 +123,13 @@ const POOL_CALLS = 16;
 export async function blockInPool(signals: Iterable<number>): Promise<void> {
   const set = signalSet(signals);
   const { symbols } = Deno.dlopen("libc.so.6", {
-    pthread_sigmask: {
+    sigprocmask: {
       parameters: ["i32", "buffer", "pointer"],
       result: "i32",
       nonblocking: true,
     },
   });
-  await Promise.all(Array.from({ length: POOL_CALLS }, () => symbols.pthread_sigmask(SIG_BLOCK, set, null)));
+  await Promise.all(Array.from({ length: POOL_CALLS }, () => symbols.sigprocmask(SIG_BLOCK, set, null)));
 }
 
 /** Threads of this process, by id. */

@@ -2,9 +2,11 @@
 
 import { check, cstring, Errno, errno, libc } from "./libc.ts";
 
-const c = libc({ statx: [["i32", "buffer", "i32", "u32", "buffer"], "i32"] });
+const c = libc({ syscall: [["i32", "i32", "buffer", "i32", "u32", "buffer"], "i32"] });
 
-/** statx(2), from linux/fcntl.h and linux/stat.h. */
+/** statx(2): its number, for glibc has no function of that name before 2.28. */
+const SYS_STATX = Deno.build.arch === "x86_64" ? 332 : 291;
+/** From linux/fcntl.h and linux/stat.h. */
 const AT_FDCWD = -100;
 const AT_EMPTY_PATH = 0x1000;
 const STATX_TYPE = 0x1;
@@ -48,7 +50,7 @@ export interface Stat {
  */
 export function stat(path: string): Stat | undefined {
   const buffer = new Uint8Array(STATX_BYTES);
-  const result = c().statx(AT_FDCWD, cstring(path), 0, STATX_TYPE | STATX_SIZE, buffer);
+  const result = c().syscall(SYS_STATX, AT_FDCWD, cstring(path), 0, STATX_TYPE | STATX_SIZE, buffer);
   if (result === -1 && errno() === Errno.ENOENT) return undefined;
   check(result, "stat", path);
   return decode(buffer);
@@ -61,7 +63,8 @@ export function stat(path: string): Stat | undefined {
  */
 export function statDescriptor(fd: number): Stat {
   const buffer = new Uint8Array(STATX_BYTES);
-  check(c().statx(fd, cstring(""), AT_EMPTY_PATH, STATX_TYPE | STATX_SIZE, buffer), "stat of descriptor", fd);
+  const result = c().syscall(SYS_STATX, fd, cstring(""), AT_EMPTY_PATH, STATX_TYPE | STATX_SIZE, buffer);
+  check(result, "stat of descriptor", fd);
   return decode(buffer);
 }
 

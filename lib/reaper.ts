@@ -1,7 +1,7 @@
 /** The children of one shim: each is reaped once, and whoever waits for it learns how it ended. */
 
 import { close } from "../ffi/fd.ts";
-import { exitStatusOf, openPidfd, sendSignal } from "../ffi/pidfd.ts";
+import { exitStatusOf, hasNoPidfds, openPidfd, sendSignal } from "../ffi/pidfd.ts";
 import { Errno, SystemError } from "../ffi/libc.ts";
 import { Event, type Poller } from "../ffi/poll.ts";
 import { type ChildOptions, type Exit as Reaped, kill, parentOf } from "../ffi/process.ts";
@@ -94,6 +94,8 @@ export class Reaper {
   readonly #unclaimed = new Map<number, Exit>();
   readonly #options: ReaperOptions;
   #holds = 0;
+  /** Whether this system has no pidfds: that is found out, and logged, once. */
+  #hasNoPidfds = false;
   /** How long a child may run that is waited for, in ms. */
   #limitMs: number | undefined;
   #abandoned: { readonly reason: Error | undefined } | undefined;
@@ -172,6 +174,7 @@ export class Reaper {
     }
     let watched: Watched = { handler };
     this.#watched.set(pid, watched);
+    if (this.#hasNoPidfds) return;
     try {
       const pidfd = openPidfd(pid);
       if (pidfd === undefined) {
@@ -186,6 +189,7 @@ export class Reaper {
         if (this.#watched.get(pid) === watched) this.#endedElsewhere(pid, watched);
       });
     } catch (error) {
+      this.#hasNoPidfds = hasNoPidfds(error);
       this.#options.log.warn("a process is watched by SIGCHLD alone", { child: pid, error: messageOf(error) });
     }
   }

@@ -340,8 +340,13 @@ export class Shim {
 
   /** Has it known to the next process how this one ends. */
   keepHost(): void {
-    const pidfd = openPidfd(Deno.pid);
-    if (pidfd !== undefined) this.#shelf.keep(Role.HOST, pidfd);
+    try {
+      const pidfd = openPidfd(Deno.pid);
+      if (pidfd !== undefined) this.#shelf.keep(Role.HOST, pidfd);
+    } catch (error) {
+      // It is only told, and is nothing that a container needs.
+      this.log.debug("how this host ends will not be known", { error });
+    }
   }
 
   /** Does what a signal to the container's process asks for; SIGCHLD is for whoever reaps its children. */

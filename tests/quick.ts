@@ -137,6 +137,7 @@ export const CHOICES: Readonly<Record<string, Choice>> = {
       "a wrong argument",
     ],
   },
+  "old_systems_test.ts": { names: ["with glibc 2.31", "where the kernel has no system call since Linux 5.1, a shim"] },
   // What is long by its nature.
   "many_test.ts": { ways: [] },
   "shim_death_test.ts": { ways: [] },

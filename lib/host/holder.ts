@@ -4,7 +4,7 @@ import * as fds from "../../ffi/fd.ts";
 import { type Message, receiveMessage, sendMessage } from "../../ffi/fd_passing.ts";
 import { Errno, SystemError } from "../../ffi/libc.ts";
 import { Event, type Poller } from "../../ffi/poll.ts";
-import { parentOf } from "../../ffi/process.ts";
+import { candidates, parentOf, START_CALL } from "../../ffi/process.ts";
 import type { Parent, StartOptions } from "../reaper.ts";
 import {
   acceptOrder,
@@ -19,8 +19,6 @@ import {
 
 /** How long the news of an exit takes from a holder that has much to do, in ms. */
 const NEWS_MS = 50;
-/** Where programs are looked for when the environment does not say: execvp(3). */
-const DEFAULT_PATH = "/bin:/usr/bin";
 
 /** Told what the holder says, and undefined when it has ended. */
 export type HolderListener = (message: FromHolder | undefined, descriptors: readonly number[]) => void;
@@ -65,7 +63,7 @@ export class Holder implements Parent {
   /** See {@link Parent}. */
   readonly delayMs: number = NEWS_MS;
   /** PATH of the environment that it was started with: that of its children. */
-  path: string = DEFAULT_PATH;
+  path: string | undefined;
   readonly #socket: number;
   readonly #options: HolderOptions;
   readonly #listener: HolderListener;
@@ -140,7 +138,7 @@ export class Holder implements Parent {
       const { program, options } = this.#asked[0]!;
       const serial = ++this.serial;
       try {
-        const bytes = spawnOrder(serial, this.#candidates(program), options);
+        const bytes = spawnOrder(serial, candidates(program, this.path), options);
         options.numbered?.(serial);
         this.beforeStart?.();
         this.#send({ bytes, descriptors: options.descriptors.map((fd) => fd ?? this.#options.devNull) });
@@ -245,12 +243,6 @@ export class Holder implements Parent {
     this.#wanted.clear();
   }
 
-  /** The paths that a program may have: posix_spawnp(3). */
-  #candidates(program: string): string[] {
-    if (program.includes("/")) return [program];
-    return this.path.split(":").map((folder) => `${folder || "."}/${program}`);
-  }
-
   #send(message: Outgoing): void {
     if (!this.#open || this.#isMute) return;
     if (this.#isAccepted && this.#outgoing.length === 0 && this.#sent(message)) return;
@@ -332,7 +324,7 @@ export class Holder implements Parent {
     if (asked === undefined) throw new Error("a holder has started what it was not asked for");
     const { program, started, resolve, reject } = asked;
     if (error !== 0) {
-      reject(new SystemError("start of program", error, JSON.stringify(program)));
+      reject(new SystemError(START_CALL, error, JSON.stringify(program)));
     } else {
       started(pid);
       resolve();

@@ -179,7 +179,7 @@ class Host {
       // It finds that out once more, by itself, and says it on its own standard error.
       return refuse("refused");
     }
-    holder.path = join.variable("PATH") ?? holder.path;
+    holder.path = join.variable("PATH");
     this.#members.add(member);
     this.#linger?.[Symbol.dispose]();
     this.#linger = undefined;

@@ -6,9 +6,9 @@
 import { close } from "../../ffi/fd.ts";
 import { MemoryFile } from "../../ffi/memfd.ts";
 import { mountPoints } from "../../ffi/mount.ts";
-import { openPidfd } from "../../ffi/pidfd.ts";
-import { Event, type Poller } from "../../ffi/poll.ts";
-import { argumentsOf, parentOf, reap, spawn } from "../../ffi/process.ts";
+import { hasNoPidfds, openPidfd } from "../../ffi/pidfd.ts";
+import { Event } from "../../ffi/poll.ts";
+import { argumentsOf, parentOf, reap, spawn, statOf } from "../../ffi/process.ts";
 import { sleep, type Timer } from "../async.ts";
 import type { Place } from "../place.ts";
 import type { Unstarted } from "../shim.ts";
@@ -17,6 +17,10 @@ import type { Unstarted } from "../shim.ts";
 const UNKNOWN_MS = 500;
 /** How long containerd may take to write the configuration into a bundle that it has just made, in ms. */
 const CONFIGURATION_MS = 500;
+/** How often it is looked for a process's end where nothing tells of it, in ms. */
+const LOOK_MS = 20;
+/** The state of a process that has ended, in proc_pid_stat(5), and when it has been reaped. */
+const HAS_ENDED: readonly (string | undefined)[] = ["Z", "X", undefined];
 
 /** Waits until the runtime has done what it does, and removes what it has made, and what has been mounted for that. */
 export async function removeOrphan(place: Place, orphan: Unstarted): Promise<void> {
@@ -27,18 +31,18 @@ export async function removeOrphan(place: Place, orphan: Unstarted): Promise<voi
   }
 }
 
-async function removeContainer({ poller, timer }: Place, orphan: Unstarted): Promise<void> {
+async function removeContainer(place: Place, orphan: Unstarted): Promise<void> {
   const { id, bundle, runtime, creator } = orphan;
-  if (creator === 0) await sleep(timer, UNKNOWN_MS);
-  else if (creator !== undefined) await ended(poller, creator);
-  const state = await outputOf(poller, [...runtime, "state", id]);
+  if (creator === 0) await sleep(place.timer, UNKNOWN_MS);
+  else if (creator !== undefined) await ended(place, creator);
+  const state = await outputOf(place, [...runtime, "state", id]);
   const init = Number(/"pid":\s*(\d+)/.exec(state)?.[1] ?? 0);
   // There may be another of that name by now: a shim, or a runtime that it has started, is the parent of that.
   if (isShims(init)) return;
   // One that has been created has the process that is known, or it has ended.
   const isOrphan = creator === undefined ? state !== "" && (init === 0 || init === orphan.init) : init !== 0;
-  if (isOrphan) await outputOf(poller, [...runtime, "delete", "--force", id]);
-  await removeRemains(timer, bundle);
+  if (isOrphan) await outputOf(place, [...runtime, "delete", "--force", id]);
+  await removeRemains(place.timer, bundle);
 }
 
 /**
@@ -77,17 +81,23 @@ function isShims(pid: number): boolean {
 }
 
 /** Runs a program as a child of this process, which has no others, and gives what it has printed. */
-async function outputOf(poller: Poller, args: readonly string[]): Promise<string> {
+async function outputOf(place: Place, args: readonly string[]): Promise<string> {
   using output = new MemoryFile("runc-output");
   const pid = spawn({ args, cwd: "/", descriptors: [null, output.fd, null] });
-  await ended(poller, pid);
+  await ended(place, pid);
   while (reap() !== undefined);
   return output.read();
 }
 
 /** Waits until a process has ended, whose ever it is. */
-async function ended(poller: Poller, pid: number): Promise<void> {
-  const pidfd = openPidfd(pid);
+async function ended({ poller, timer }: Place, pid: number): Promise<void> {
+  let pidfd;
+  try {
+    pidfd = openPidfd(pid);
+  } catch (error) {
+    if (!hasNoPidfds(error)) throw error;
+    while (!HAS_ENDED.includes(statOf(pid)[0])) await sleep(timer, LOOK_MS);
+  }
   if (pidfd === undefined) return;
   const { promise, resolve } = Promise.withResolvers<void>();
   poller.add(pidfd, Event.IN, () => resolve());

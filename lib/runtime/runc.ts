@@ -6,6 +6,7 @@
 import * as fds from "../../ffi/fd.ts";
 import { check, Errno, SystemError } from "../../ffi/libc.ts";
 import { MemoryFile } from "../../ffi/memfd.ts";
+import { START_CALL } from "../../ffi/process.ts";
 import { stat } from "../../ffi/stat.ts";
 import { messageOf } from "../errors.ts";
 import type { Exit, RunOptions } from "../reaper.ts";
@@ -314,7 +315,7 @@ export class Runc {
   /** Why the runtime could not be started. */
   #startFailure(cause: unknown): string {
     const { command } = this.#options;
-    const missing = cause instanceof SystemError && cause.errno === Errno.ENOENT;
+    const missing = cause instanceof SystemError && cause.call === START_CALL && cause.errno === Errno.ENOENT;
     if (!missing || command.includes("/")) return messageOf(cause);
     // The words that a runtime has for the same failure of a container's command, and that are looked for.
     return `exec: ${JSON.stringify(command)}: executable file not found in $PATH`;

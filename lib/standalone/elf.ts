@@ -14,7 +14,10 @@ const PROGRAM_HEADER_BYTES = 56;
 const ELFCLASS64 = 2, ELFDATA2LSB = 1, ET_DYN = 3, EM_X86_64 = 62;
 /** The `e_type` of an executable whose addresses are where it is loaded. */
 export const ET_EXEC = 2;
-const E_TYPE = 16,
+/** The `EI_OSABI` of what runs without a system's loader: Linux does not look at it, and ld.so refuses it. */
+const ELFOSABI_STANDALONE = 255;
+const EI_OSABI = 7,
+  E_TYPE = 16,
   E_MACHINE = 18,
   E_ENTRY = 24,
   E_PHOFF = 32,
@@ -109,11 +112,13 @@ export async function readElf(path: string): Promise<Elf> {
 
 /**
  * Writes `elf` over the headers of `file`, which has as many program headers already. The section headers, which nothing needs
- * to run, are left out: strip(1) would rebuild the file from them, without what they do not name.
+ * to run, are left out: strip(1) would rebuild the file from them, without what they do not name. And it is said to be of no
+ * system's: ldd(1) has ld.so look at the file, which takes its addresses for others than they are, and would crash.
  */
 export async function writeElf(file: Deno.FsFile, elf: Elf): Promise<void> {
   const header = elf.header.slice();
   const view = new DataView(header.buffer);
+  view.setUint8(EI_OSABI, ELFOSABI_STANDALONE);
   view.setUint16(E_TYPE, elf.type, true);
   view.setBigUint64(E_ENTRY, elf.entry, true);
   view.setBigUint64(E_SHOFF, 0n, true);

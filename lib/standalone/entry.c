@@ -146,7 +146,8 @@ static uint64_t block_signals(void) {
  * What the program learns by its environment. When it was entered, in ns of CLOCK_MONOTONIC, for whoever wants to see what the
  * start costs (ffi/clock.ts). The soft limit of open files (getrlimit(2)) as the caller has set it: Deno raises
  * its own to the hard limit before the program's first line, and every child would inherit that; the program puts it back
- * (ffi/process.ts). And where the texts are that it is to read (make.ts).
+ * (ffi/process.ts). And where the texts are that it is to read (make.ts). Where a soft limit was too small for Deno, and has been
+ * raised: all of those that are looked at as the caller has set them, a number each.
  *
  * The last is for the C library: one heap of malloc for all threads, of which there is hardly ever more than one that does
  * something, where each would keep some 150 KiB for itself (mallopt(3), M_ARENA_MAX). ld.so writes into it.
@@ -156,6 +157,7 @@ static uint64_t block_signals(void) {
 #define TEXTS "CONTAINERD_SHIM_TEXTS="
 #define BUILD "CONTAINERD_SHIM_BUILD="
 #define ARENAS "GLIBC_TUNABLES=glibc.malloc.arena_max="
+#define LIMITS "CONTAINERD_SHIM_LIMITS="
 enum { VARIABLES = 5, VARIABLE_SIZE = sizeof ENTERED + 20 }; /* the longest of them; 2^64 has 20 digits */
 _Static_assert(sizeof ARENAS + 1 <= VARIABLE_SIZE, "its number has one digit");
 
@@ -175,17 +177,28 @@ static char *append_number(char *out, uint64_t value) {
   return out;
 }
 
-/* One sentence on stderr: `cannot start: <what><path> (errno <n>)`; error is what the system call returned. */
+static void print_number(uint64_t value) {
+  char digits[21];
+  append_number(digits, value);
+  print(digits);
+}
+
+#define CANNOT_START "containerd-shim: cannot start: "
+
+__attribute__((noreturn)) static void give_up(void) {
+  print("\n");
+  for (;;) call(__NR_exit_group, EXIT_NOT_STARTED);
+}
+
+/* One sentence on stderr of a loader that is not there, or cannot be used; error is what the system call returned. */
 __attribute__((noreturn)) static void fail(const char *what, const char *path, long error) {
-  char digits[20];
-  append_number(digits, (uint64_t)-error);
-  print("cannot start: ");
+  print(CANNOT_START);
   print(what);
   print(path);
   print(" (errno ");
-  print(digits);
-  print(")\n");
-  for (;;) call(__NR_exit_group, EXIT_NOT_STARTED);
+  print_number((uint64_t)-error);
+  print("); it needs the GNU C library (glibc) 2.27 or later"); /* as glibc.ts has it */
+  give_up();
 }
 
 static void describe(char *out, const char *name, uint64_t value) { append_number(append(out, name), value); }
@@ -202,6 +215,64 @@ static uint64_t limit_of_open_files(void) {
   return limit[0];
 }
 
+/*
+ * What Deno needs, with something to spare, or it ends with a trace of its stack: V8 reserves 32 GiB of address space. The
+ * names are those of prlimit(1). ffi/process.ts has the order.
+ */
+static const struct need {
+  uint64_t least;
+  uint32_t resource;
+  char name[8];
+} needs[] = {
+    {34ull << 30, RLIMIT_AS, "as"},
+    {640ull << 20, RLIMIT_DATA, "data"},
+    {1ull << 20, RLIMIT_STACK, "stack"},
+    {32, RLIMIT_NOFILE, "nofile"},
+};
+enum { NEEDS = sizeof needs / sizeof *needs, LIMITS_SIZE = sizeof LIMITS + NEEDS * 21 };
+
+/* Raises the soft limits that are too small for Deno. Returns whether there was one; `out` becomes the variable that has all. */
+static int raise_limits(char *out) {
+  int raised = 0;
+  out = append(out, LIMITS);
+  for (size_t i = 0; i < NEEDS; i++) {
+    uint64_t limit[2] = {0, 0};
+    call(__NR_prlimit64, 0, needs[i].resource, 0, limit);
+    out = append(append_number(out, limit[0]), " ");
+    if (limit[0] >= needs[i].least) continue;
+    if (limit[1] < needs[i].least) {
+      print(CANNOT_START "the hard limit ");
+      print(needs[i].name);
+      print(" (prlimit(1)) is ");
+      print_number(limit[1]);
+      print(", and Deno needs ");
+      print_number(needs[i].least);
+      give_up();
+    }
+    limit[0] = limit[1];
+    call(__NR_prlimit64, 0, needs[i].resource, limit, 0);
+    raised = 1;
+  }
+  return raised;
+}
+
+/*
+ * A child of a program whose limits have been raised, which is to have those from before: argv is this word, the soft limits,
+ * the path of the program, and its argv.
+ */
+#define CHILD "containerd-shim-child"
+
+__attribute__((noreturn)) static void become_child(const char *const *argv, const char *const *envp) {
+  for (size_t i = 0; i < NEEDS; i++) {
+    uint64_t limit[2];
+    call(__NR_prlimit64, 0, needs[i].resource, 0, limit);
+    limit[0] = 0;
+    for (const char *digit = argv[1 + i]; *digit; digit++) limit[0] = limit[0] * 10 + (uint64_t)(*digit - '0');
+    call(__NR_prlimit64, 0, needs[i].resource, limit, 0);
+  }
+  call(__NR_execve, argv[1 + NEEDS], argv + 2 + NEEDS, envp);
+  for (;;) call(__NR_exit_group, EXIT_NOT_STARTED);
+}
 
 /* --- Holder and host ---------------------------------------------------------------------------------------------------- */
 
@@ -315,8 +386,9 @@ static const uint64_t JOIN_TIMEOUT = 200000000, START_TIMEOUT = 999999999, RETRY
 /* The same for a holder that is to move to another build, which may never come up. */
 static const uint64_t MOVE_TIMEOUT = 5000000000;
 
-/* unix(7), socket(7), cmsg(3), flock(2), wait(2): what the kernel's headers for programs leave to the C library's. */
+/* unix(7), socket(7), cmsg(3), flock(2), wait(2), access(2): what the kernel's headers for programs leave to the C library's. */
 enum { AF_UNIX = 1, SCM_RIGHTS = 1, MSG_PEEK = 2, MSG_CTRUNC = 8, MSG_TRUNC = 0x20, MSG_DONTWAIT = 0x40 };
+enum { R_OK = 4, W_OK = 2 };
 enum { P_ALL = 0, WNOHANG = 1, WEXITED = 4, WNOWAIT = 0x01000000 };
 enum { SEQPACKET = 5, NONBLOCK = 04000, MSG_NOSIGNAL = 0x4000, MSG_CMSG_CLOEXEC = 0x40000000, BACKLOG = 4096 };
 
@@ -350,6 +422,26 @@ struct rights {
 static const size_t RIGHTS_HEADER = offsetof(struct rights, fds);
 
 static void close_fd(long fd) { call(__NR_close, fd); }
+
+/* struct linux_dirent64, getdents64(2): where in it these are. */
+enum { ENTRY_SIZE = 16, ENTRY_NAME = 19 };
+
+/* Closes all descriptors from `first`, or with CLOSE_RANGE_CLOEXEC has execve(2) do it. */
+static void close_from(int first, int flags) {
+  if (!call(__NR_close_range, first, UINT32_MAX, flags)) return;
+  /* Before Linux 5.9 there is no such call, and before 5.11 it has no flags. */
+  char entries[512];
+  const long folder = call(__NR_open, "/proc/self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  for (long size; (size = call(__NR_getdents64, folder, entries, sizeof entries)) > 0;)
+    for (const char *entry = entries; entry < entries + size; entry += *(const uint16_t *)(entry + ENTRY_SIZE)) {
+      int fd = 0;
+      for (const char *digit = entry + ENTRY_NAME; *digit >= '0'; digit++) fd = fd * 10 + *digit - '0';
+      if (fd < first || fd == folder) continue;
+      if (flags) call(__NR_fcntl, fd, F_SETFD, FD_CLOEXEC);
+      else close_fd(fd);
+    }
+  close_fd(folder);
+}
 
 static void rest(uint64_t ns) {
   const struct __kernel_timespec time = {0, (long)ns};
@@ -424,7 +516,7 @@ static void start_host(const struct started *started, const struct holder *holde
     /* LISTENER is open here, and the lock was opened before the socket: neither takes the other's place. */
     call(__NR_dup2, listener, LISTENER);
     call(__NR_dup2, lock, LISTENER + 1);
-    call(__NR_close_range, LISTENER + 2, UINT32_MAX, CLOSE_RANGE_CLOEXEC);
+    close_from(LISTENER + 2, CLOSE_RANGE_CLOEXEC);
     const long null = call(__NR_open, "/dev/null", O_RDWR | O_CLOEXEC);
     for (int fd = 0; fd <= 2; fd++) call(__NR_dup2, null, fd);
     /* A table of descriptors that grows when there are threads waits for RCU: 15 ms each time that it doubles. */
@@ -486,6 +578,8 @@ static int ask(long host, const struct started *started, const struct holder *ho
  */
 static long find_host(const struct started *started, const struct holder *holder, uint32_t group) {
   struct stat stat;
+  /* A host's standard descriptors, without which it does not start. */
+  if (call(__NR_access, "/dev/null", R_OK | W_OK)) return -1;
   call(__NR_mkdir, FOLDER, 0700);
   if (failed(call(__NR_lstat, FOLDER, &stat)) || !S_ISDIR(stat.st_mode) || stat.st_mode & 077 ||
       stat.st_uid != (uint32_t)call(__NR_geteuid))
@@ -558,7 +652,7 @@ static long become(const struct order *order, const char *strings, const char **
   call(__NR_rt_sigprocmask, SIG_SETMASK, nothing, 0, sizeof(uint64_t));
 
   /* What has come is numbered higher than LISTENER, the host's socket and the signals: no child wants so many. */
-  call(__NR_close_range, LISTENER, UINT32_MAX, CLOSE_RANGE_CLOEXEC);
+  close_from(LISTENER, CLOSE_RANGE_CLOEXEC);
   for (size_t i = 0; i < count; i++) call(__NR_dup2, given[i], i);
 
   const char *string = strings;
@@ -703,7 +797,7 @@ static void obey(struct holder *holder, size_t length, const char *const *enviro
 static void join_host(struct holder *holder, long host) {
   if (host != HOST) place(holder, host, HOST);
   /* What it has been started with besides is nobody's. */
-  if (!holder->past.hosts) call(__NR_close_range, HOST + 1, UINT32_MAX, 0);
+  if (!holder->past.hosts) close_from(HOST + 1, 0);
   call(__NR_fcntl, HOST, F_SETFL, 0);
   for (int first = KEPT; first <= holder->highest; first += MAX_GIVEN) {
     struct told told = {HELD, 0, 0, 0};
@@ -803,6 +897,8 @@ struct loaded {
   uintptr_t entry;
 };
 
+#define OF_GLIBC "GLIBC_PRIVATE"
+
 /* Maps the interpreter as the kernel does (elf(5), PT_LOAD); where, is left to mmap and thus to ASLR. */
 static struct loaded load_interpreter(const char *path) {
   Elf64_Ehdr file;
@@ -818,10 +914,14 @@ static struct loaded load_interpreter(const char *path) {
     fail("no program interpreter: ", path, -ENOEXEC);
 
   uintptr_t low = UINTPTR_MAX, high = 0;
+  size_t first_size = 0;
   for (size_t i = 0; i < file.e_phnum; i++) {
     if (segments[i].p_type != PT_LOAD) continue;
     const uintptr_t end = page_up(segments[i].p_vaddr + segments[i].p_memsz);
-    if (page_down(segments[i].p_vaddr) < low) low = page_down(segments[i].p_vaddr);
+    if (page_down(segments[i].p_vaddr) < low) {
+      low = page_down(segments[i].p_vaddr);
+      first_size = segments[i].p_filesz;
+    }
     if (end > high) high = end;
   }
   if (low >= high) fail("no program interpreter: ", path, -ENOEXEC);
@@ -853,6 +953,10 @@ static struct loaded load_interpreter(const char *path) {
     }
   }
   call(__NR_close, fd);
+  /* Others, in its place, would end in a crash or in hundreds of lines. The first segment has the names of symbols' versions. */
+  const char *text = (const char *)base + low;
+  while (!begins_with(text, OF_GLIBC))
+    if (++text + sizeof OF_GLIBC > (const char *)base + low + first_size) fail("another library's loader: ", path, -ENOEXEC);
   return (struct loaded){base, base + file.e_entry};
 }
 
@@ -864,8 +968,6 @@ static struct loaded load_interpreter(const char *path) {
  */
 __attribute__((noreturn, used)) static void enter(const uintptr_t *stack) {
   const uint64_t entered = now();
-  const uint64_t signals = block_signals();
-
   const size_t argc = stack[0]; /* may be 0 before Linux 5.18: execve(2) */
   const uintptr_t *argv = stack + 1;
   const uintptr_t *envp = argv + argc + 1;
@@ -883,6 +985,9 @@ __attribute__((noreturn, used)) static void enter(const uintptr_t *stack) {
   aux_words += 2;
   const uintptr_t base = (uintptr_t)&header - header.address;
 
+  if (argc > 2 + NEEDS && begins_with((const char *)*argv, CHILD))
+    become_child((const char *const *)argv, (const char *const *)envp);
+  const uint64_t signals = block_signals();
   const struct started started = {(const char *const *)argv, (const char *const *)envp, argc, envc, entered};
   if (may_be_hosted(&started)) {
     const uint32_t group = group_size(&started);
@@ -897,13 +1002,15 @@ __attribute__((noreturn, used)) static void enter(const uintptr_t *stack) {
   }
   if (argc > 1 && begins_with(started.argv[1], "host")) call(__NR_prctl, PR_SET_NAME, "shim-host", 0);
 
-  const size_t words = 1 + header.arguments + argc + 1 + header.added + VARIABLES + envc + 1 + aux_words + phnum * PHDR_WORDS;
+  const size_t words = 1 + header.arguments + argc + 1 + header.added + VARIABLES + 1 + envc + 1 + aux_words + phnum * PHDR_WORDS;
   char variables[VARIABLES][VARIABLE_SIZE];
   describe(variables[0], ENTERED, entered);
   describe(variables[1], LIMIT, limit_of_open_files());
   describe(variables[2], TEXTS, (uintptr_t)&header + header.texts);
   describe(variables[3], BUILD, header.build);
   describe(variables[4], ARENAS, 1);
+  char limits[LIMITS_SIZE];
+  const int raised = raise_limits(limits);
   uintptr_t *const frame = __builtin_alloca_with_align(words * sizeof *frame, 128); /* 16 bytes, as the ABI has it */
   Elf64_Phdr *const copies = (Elf64_Phdr *)(frame + words - phnum * PHDR_WORDS);
 
@@ -937,6 +1044,7 @@ __attribute__((noreturn, used)) static void enter(const uintptr_t *stack) {
   for (size_t i = 0; i < header.dropped; i++) string = next_string(string);
   for (size_t i = 0; i < header.added; i++, string = next_string(string)) *out++ = (uintptr_t)string;
   for (size_t i = 0; i < VARIABLES; i++) *out++ = (uintptr_t)variables[i];
+  if (raised) *out++ = (uintptr_t)limits;
   for (size_t i = 0; i < envc; i++) {
     const char *prefix = prefixes;
     size_t left = header.dropped;

@@ -17,7 +17,8 @@ import { containerd } from "../api/mod.js";
 import { SIGNALS } from "../signals.ts";
 import { Client } from "../ttrpc/client.ts";
 import { commitOf } from "./commit.ts";
-import { loaderOf, type Module, scriptOf } from "./modules.ts";
+import { checkLibrary } from "./glibc.ts";
+import { loaderOf, type Module, renamed, scriptOf } from "./modules.ts";
 import { pack } from "./pack.ts";
 
 const HERE = `${import.meta.dirname}/`;
@@ -206,8 +207,8 @@ async function run(
 interface Parts {
   readonly deno: string;
   readonly bundle: string;
-  /** The folder of the same program in several modules. */
-  readonly modules: string;
+  /** The same program in several modules. */
+  readonly modules: readonly Module[];
   readonly entry: string;
   /** How long `deno compile` may take, download included. */
   readonly compileTimeoutMs: number;
@@ -241,10 +242,7 @@ const MAKERS: readonly Maker[] = [
     name: "a copy of Deno",
     word: "copy",
     async make({ deno, modules, entry }, out) {
-      const scripts: Module[] = [];
-      for await (const { name } of Deno.readDir(modules)) {
-        scripts.push({ name, text: scriptOf({ name, text: await Deno.readTextFile(`${modules}/${name}`) }) });
-      }
+      const scripts = modules.map(({ name, text }) => ({ name, text: scriptOf({ name, text }) }));
       const program = loaderOf(scripts, MAIN_MODULE);
       await pack({ deno, entry, program, texts: scripts.map(({ text }) => text), denoFlags: EVAL_FLAGS, out });
     },
@@ -307,26 +305,17 @@ async function main(): Promise<void> {
     },
   });
   const { deno, bundle, out } = flags;
+  await checkLibrary(deno);
   const entry = `${ROOT}build/entry.bin`;
   await Deno.mkdir(`${ROOT}build`, { recursive: true });
-  const modules = `${ROOT}build/modules`;
-  await removeIfThere(modules);
-  // protobufjs would take `long` if it were there, and works without.
-  const bundling = [
-    "--quiet",
-    "--config",
-    `${ROOT}deno.json`,
-    "--minify",
-    "--platform",
-    "browser",
-    "--external",
-    "long",
-  ];
-  await run([deno, "bundle", ...bundling, "--format", "iife", "--output", bundle, flags.main]);
-  await run([deno, "bundle", ...bundling, "--format", "esm", "--code-splitting", "--outdir", modules, flags.main]);
+  const config = `${ROOT}deno.json`;
   const commit = (await commitOf(ROOT))?.name ?? "unknown";
-  const texts = Array.from(Deno.readDirSync(modules), ({ name }) => `${modules}/${name}`);
-  for (const path of [bundle, ...texts]) await putCommit(path, commit);
+  // Which commit it is of is what lib/version.ts says.
+  const withCommit = (text: string) => text.replace("@COMMIT@", commit);
+  await run([deno, "bundle", ...BUNDLING, "--config", config, "--format", "iife", "--output", bundle, flags.main]);
+  await Deno.writeTextFile(bundle, withCommit(await Deno.readTextFile(bundle)));
+  const bundled = await bundleModules({ deno, config, main: flags.main, folder: `${ROOT}build/modules` });
+  const modules = bundled.map(({ name, text }) => ({ name, text: withCommit(text) }));
   await compileEntry(entry);
   const compileTimeoutMs = Number(flags["compile-timeout"]) * 1000;
   const parts = { deno, bundle, modules, entry, compileTimeoutMs };
@@ -335,10 +324,31 @@ async function main(): Promise<void> {
   console.log(`${out}: ${(size / 1e6).toFixed(1)} MB, made by ${maker}`);
 }
 
-/** Has what has been bundled say which commit it is of: lib/version.ts. */
-async function putCommit(path: string, commit: string): Promise<void> {
-  const text = await Deno.readTextFile(path);
-  await Deno.writeTextFile(path, text.replace("@COMMIT@", commit));
+/** Flags of `deno bundle`. protobufjs would take `long` if it were there, and works without. */
+const BUNDLING = ["--quiet", "--minify", "--platform", "browser", "--external", "long"];
+
+/** Options of {@linkcode bundleModules}: paths. */
+export interface BundleOptions {
+  /** The Deno that bundles. */
+  readonly deno: string;
+  /** deno.json. */
+  readonly config: string;
+  /** The main module. */
+  readonly main: string;
+  /** Where the bundler puts them; it is removed before. */
+  readonly folder: string;
+}
+
+/** Bundles a program in modules that are loaded when they are wanted, the main one first: {@linkcode renamed}. */
+export async function bundleModules({ deno, config, main, folder }: BundleOptions): Promise<Module[]> {
+  await removeIfThere(folder);
+  const splitting = ["--format", "esm", "--code-splitting", "--outdir", folder];
+  await run([deno, "bundle", ...BUNDLING, "--config", config, ...splitting, main]);
+  const modules: Module[] = [];
+  for await (const { name } of Deno.readDir(folder)) {
+    modules.push({ name, text: await Deno.readTextFile(`${folder}/${name}`) });
+  }
+  return renamed(modules, MAIN_MODULE);
 }
 
 async function removeIfThere(path: string): Promise<void> {

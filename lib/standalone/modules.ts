@@ -13,6 +13,37 @@ export interface Module {
   readonly text: string;
 }
 
+/** A reference to another module, in an import of either kind; and what the bundler adds to a name: a hash, of its path too. */
+const REFERENCE = /"\.\/([\w.-]+\.js)"/g;
+const HASH = /-[0-9A-Z]{8}\.js$/;
+
+/**
+ * The modules that `main` needs, in the order in which they are first named, and by names that say nothing of the folder in which
+ * they were bundled: the same program is always the same text.
+ *
+ * @throws {Error} when one is named that there is not
+ */
+export function renamed(modules: readonly Module[], main: string): Module[] {
+  const texts = new Map(modules.map(({ name, text }) => [name, text]));
+  const names = new Map([[main, main]]);
+  const used = new Set(names.values());
+  for (const name of names.keys()) {
+    const text = texts.get(name);
+    if (text === undefined) throw new Error(`Cannot find ${name}, which a module imports`);
+    for (const [, found] of text.matchAll(REFERENCE)) {
+      if (names.has(found!)) continue;
+      const base = found!.replace(HASH, "");
+      let other = `${base}.js`;
+      for (let i = 2; used.has(other); i++) other = `${base}-${i}.js`;
+      used.add(other);
+      names.set(found!, other);
+    }
+  }
+  return Array.from(names, ([name, other]) => (
+    { name: other, text: texts.get(name)!.replace(REFERENCE, (_, found) => `"./${names.get(found)!}"`) }
+  ));
+}
+
 /** As esbuild writes them when it minifies: at the beginning, at the end, and a call. */
 const IMPORT = /^import(?:(\{[^}]*\})from)?"\.\/([\w.-]+)";/;
 const EXPORT = /export(\{[^}]*\});\s*$/;

@@ -52,13 +52,23 @@ export interface PackOptions {
  */
 const DROPPED = ["DENO_", "NODE_", "V8_", "OTEL_", "COMPLETE=", "HOME=", "GLIBC_TUNABLES="];
 
+/** The size from which on a path is too long for every system call, on every filesystem: PATH_MAX of linux/limits.h. */
+const PATH_MAX = 4096;
+
 /**
  * What the runtime gets instead: no directory for its caches, which stay in
- * memory then; no question about newer versions; no search of PATH for `node`,
- * nor a stand-in for it there; and a home without a `.npmrc`, which Deno reads
- * at start, and does not start if it is bad. entry.c adds more.
+ * memory then, at a path that nobody can make, and nothing said of that; no
+ * question about newer versions; no search of PATH for `node`, nor a stand-in
+ * for it there; and a home without a `.npmrc`, which Deno reads at start, and
+ * does not start if it is bad. entry.c adds more.
  */
-const ADDED = ["DENO_DIR=/dev/null/none", "DENO_NO_UPDATE_CHECK=1", "DENO_DISABLE_NODE_SHIM=1", "HOME=/proc"];
+const ADDED: readonly string[] = [
+  `DENO_DIR=/${"x".repeat(PATH_MAX)}`,
+  "DENO_LOG=info,deno::cache::cache_db=off",
+  "DENO_NO_UPDATE_CHECK=1",
+  "DENO_DISABLE_NODE_SHIM=1",
+  "HOME=/proc",
+];
 
 const PAGE = 4096n;
 
@@ -106,8 +116,10 @@ export async function pack(options: PackOptions): Promise<void> {
     dropped: DROPPED,
     added: ADDED,
     texts,
-    build: await buildOf([await Deno.readFile(deno), code, new TextEncoder().encode([program, ...texts].join("\0"))]),
   });
+  // Of all that is run: flags, environment, entry and program are in the blob.
+  const build = await buildOf([await Deno.readFile(deno), blob]);
+  new DataView(blob.buffer).setBigUint64(OFFSET_OF.build, build, true);
 
   const temporary = `${out}.${crypto.randomUUID()}.tmp`;
   try {
@@ -181,11 +193,10 @@ interface HeaderValues {
   readonly dropped: readonly string[];
   readonly added: readonly string[];
   readonly texts: readonly string[];
-  readonly build: bigint;
 }
 
-/** The blob: the code, its header filled in, and the strings and texts behind it. */
-function fillIn(code: Uint8Array, values: HeaderValues): Uint8Array {
+/** The blob: the code, its header filled in but for the build, and the strings and texts behind it. */
+function fillIn(code: Uint8Array, values: HeaderValues): Uint8Array<ArrayBuffer> {
   const strings = [...values.arguments, ...values.dropped, ...values.added];
   for (const text of [...strings, ...values.texts]) {
     const at = text.indexOf("\0");
@@ -207,7 +218,6 @@ function fillIn(code: Uint8Array, values: HeaderValues): Uint8Array {
   view.setBigUint64(OFFSET_OF.strings, BigInt(code.length), true);
   view.setBigUint64(OFFSET_OF.texts, BigInt(code.length + behind.length), true);
   view.setBigUint64(OFFSET_OF.bias, LOAD_ADDRESS, true);
-  view.setBigUint64(OFFSET_OF.build, values.build, true);
   return blob;
 }
 

@@ -153,7 +153,11 @@ export interface Upgraded {
 const UPGRADE_PATIENCE_MS = 45_000;
 
 /** Has a build take over the hosts of a machine. */
-export async function upgrade(machine: Machine, executable: string, ...args: string[]): Promise<Upgraded> {
+export async function upgrade(
+  machine: Pick<Machine, "prefix">,
+  executable: string,
+  ...args: string[]
+): Promise<Upgraded> {
   const command = [...machine.prefix, executable, "upgrade", ...args];
   const { code, stdout, stderr } = await run(command, { patienceMs: UPGRADE_PATIENCE_MS });
   assertEquals(stdout, "");

@@ -1,8 +1,9 @@
 /** Whatever goes wrong on the way to a host, the container runs: its shim is by itself then, or in another host. */
 
-import { assert, assertEquals } from "@std/assert";
+import { assert, assertEquals, assertRejects } from "@std/assert";
 import { containerd } from "../../lib/api/mod.js";
 import { ttrpc } from "../../lib/api/ttrpc.js";
+import { StatusError } from "../../lib/ttrpc/status.ts";
 import { must } from "./command.ts";
 import { newPlace, SHIM } from "./env.ts";
 import {
@@ -23,7 +24,7 @@ import {
   TALKING,
   withMachine,
 } from "./host.ts";
-import { removeFolder } from "./leftovers.ts";
+import { names, removeFolder } from "./leftovers.ts";
 import { modes } from "./modes.ts";
 import { processOf } from "./proc.ts";
 import { SERVICE, withShim } from "./shim.ts";
@@ -119,6 +120,19 @@ onlyHosted(
       await assertFallsBack(machine, { more: ["prlimit", "--nofile=100:100"] });
       assert(machine.hosts().length <= 1, `there are ${machine.hosts().length} hosts without containers`);
     }),
+);
+
+onlyHosted(
+  "where there is no /dev/null, a shim is by itself at once, and says why it has no container",
+  () =>
+    withMachine((machine) =>
+      withShim({ prefix: machine.prefix }, async (shim) => {
+        assertHolder(shim.pid, false);
+        assert(shim.firstAnswerMs < START_MS, `it took ${Math.round(shim.firstAnswerMs)} ms`);
+        const error = await assertRejects(() => shim.create(), StatusError);
+        assertEquals(error.message, "OCI runtime create failed: open /dev/null: no such file or directory");
+        assertEquals([names(machine.folder), shim.output()], [[], ""]);
+      }), `${emptyFolder()} && mount -t tmpfs none /dev`),
 );
 
 onlyHosted(

@@ -107,6 +107,14 @@ const KEYRING = [
 /** Sets the slack of the process's timers: prctl(2), PR_SET_TIMERSLACK. */
 const TIMER_SLACK = ["perl", "-e", "syscall 157, 29, 77777, 0, 0, 0; exec @ARGV"];
 
+/** Where programs are looked for. */
+const PATH = "PATH=/usr/sbin:/usr/bin:/sbin:/bin";
+
+/** Lines that begin with a word, all of them. */
+function lines(word: string, ...expected: readonly string[]): RegExp {
+  return new RegExp(`(?<!${word}.*\n)${expected.map((each) => `${word}${each}\n`).join("")}(?!${word})`);
+}
+
 /** No signal is ignored but SIGFPE, which perl ignores. */
 const NONE_BUT_FPE = /^create status: SigIgn:\s0+80$/m;
 
@@ -140,13 +148,15 @@ const INHERITED: readonly { readonly what: string; readonly prefix: readonly str
     prefix: [
       "env",
       "-i",
-      "PATH=/usr/sbin:/usr/bin:/sbin:/bin",
+      PATH,
       "EMPTY=",
       "DENO_DIR=/x",
+      "DENO_LOG=debug",
       "V8=a=b",
       "HOME=/x",
     ],
-    seen: /^create environment: DENO_DIR=\/x$/m,
+    // And nothing of what Deno alone is given.
+    seen: lines("create environment: ", "DENO_DIR=/x", "DENO_LOG=debug", "EMPTY=", "HOME=/x", PATH, "V8=a=b"),
   },
   { what: "a TMPDIR", prefix: ["env", "TMPDIR=/var/tmp"], seen: /^create environment: TMPDIR=\/var\/tmp$/m },
   { what: "an ignored signal", prefix: shell("trap '' USR2 HUP"), seen: NONE_BUT_FPE },

@@ -1,6 +1,6 @@
 /** What the program says of itself, to whoever asks it in whatever circumstances. */
 
-import { assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
+import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import config from "../../deno.json" with { type: "json" };
 import { COMMANDS } from "../../lib/commands.ts";
 import { must, run } from "./command.ts";
@@ -96,3 +96,33 @@ onlyHosted(
     assertMatch(stderr, /^no such command: upgrde\nUsage of containerd-shim:$/m);
   },
 );
+
+onlyHosted("on a terminal it says the same, and nothing of what it is made of", () =>
+  withMachine(async (machine) => {
+    // What a user has for Deno is none of its business.
+    const line = `DENO_LOG=debug '${OUR_EXECUTABLE}'`;
+    for (const args of ["-version", "-h", "-nosuch", "nosuch", "upgrade --dry-run", "upgrade -h", "inspect -h"]) {
+      const shown = await run([...machine.prefix, "script", "-qec", `${line} ${args}`, "/dev/null"]);
+      const { code, stdout, stderr } = await run([...machine.prefix, "sh", "-c", `${line} ${args}`]);
+      assertEquals([shown.code, shown.stdout.replaceAll("\r\n", "\n")], [code, stdout + stderr], args);
+    }
+    // What it shows of others' shims changes.
+    const shown = await run([...machine.prefix, "script", "-qec", `${line} inspect`, "/dev/null"]);
+    assert(!/cache/i.test(shown.stdout), shown.stdout);
+  }));
+
+onlyHosted("where there is no /dev/null, nor /proc, -version says the same, and writes nothing", async () => {
+  const mounts = "mount -t tmpfs none /dev && mount -t tmpfs none /proc && mount -t tmpfs none /tmp && cd /tmp";
+  const { code, stdout, stderr } = await run(
+    [
+      "unshare",
+      "--mount",
+      "sh",
+      "-c",
+      `${mounts} && "$0" -version && "$0" -h && find /dev /proc /tmp >&2`,
+      OUR_EXECUTABLE,
+    ],
+  );
+  assertEquals([code, stdout], [0, (await run([OUR_EXECUTABLE, "-version"])).stdout]);
+  assertEquals(stderr, `${(await run([OUR_EXECUTABLE, "-h"])).stderr}/dev\n/proc\n/tmp\n`);
+});

@@ -1,17 +1,22 @@
 import { assert, assertEquals, assertMatch, assertRejects, assertThrows } from "@std/assert";
-import { compileEntry, EVAL_FLAGS, selfCheck } from "../../lib/standalone/make.ts";
+import { MINIMUM_GLIBC } from "../../lib/standalone/glibc.ts";
+import { bundleModules, compileEntry, EVAL_FLAGS, selfCheck } from "../../lib/standalone/make.ts";
 import { loaderOf, type Module, scriptOf } from "../../lib/standalone/modules.ts";
-import { pack } from "../../lib/standalone/pack.ts";
+import { pack, type PackOptions } from "../../lib/standalone/pack.ts";
 
 /** What the runtime is given, whatever the caller's environment has. */
 const GIVEN = {
-  DENO_DIR: "/dev/null/none",
+  DENO_DIR: `/${"x".repeat(4096)}`,
+  DENO_LOG: "info,deno::cache::cache_db=off",
   DENO_NO_UPDATE_CHECK: "1",
   DENO_DISABLE_NODE_SHIM: "1",
   HOME: "/proc",
   GLIBC_TUNABLES: "glibc.malloc.arena_max=1",
   CONTAINERD_SHIM_NOFILE: softLimitOfOpenFiles(),
 };
+
+/** What is said where there is no glibc. */
+const NEEDS_GLIBC = `it needs the GNU C library (glibc) ${MINIMUM_GLIBC} or later`;
 
 /** The soft limit of open files that our children start with. */
 function softLimitOfOpenFiles(): string {
@@ -302,7 +307,7 @@ Deno.test({
     assertEquals(code, 0);
     assertEquals(parse(stdout).env, GIVEN);
     const changing = (await Deno.readTextFile(log)).split("\n").filter((line) =>
-      line !== "" && !line.includes('"/dev/null/none') &&
+      line !== "" && !line.includes('"/xxx') &&
       !/ \+\+\+ | --- |<\.\.\. .* resumed>/.test(line) &&
       (!/ open(at)?\(/.test(line) || /O_CREAT|O_WRONLY|O_RDWR/.test(line))
     );
@@ -357,9 +362,23 @@ Deno.test("A missing program interpreter is said, with exit code 127", async () 
   await compileC(program, `-Wl,--dynamic-linker=${interpreter}`);
   await pack({ deno: program, entry, out: program });
   const { code, stderr, stdout } = await run(program);
-  assertEquals(stderr, `cannot start: cannot open ${interpreter} (errno 2)\n`);
+  assertEquals(stderr, `containerd-shim: cannot start: cannot open ${interpreter} (errno 2); ${NEEDS_GLIBC}\n`);
   assertEquals(stdout, "");
   assertEquals(code, 127);
+});
+
+Deno.test("A program interpreter that is not glibc's is said, with exit code 127, and not run", async () => {
+  const program = `${directory}/foreign`;
+  const interpreter = `${directory}/foreign-ld.so`;
+  const source = `${directory}/foreign.c`;
+  await Deno.writeTextFile(source, "void _start(void) { __builtin_trap(); }");
+  assertEquals((await run("gcc", ["-static-pie", "-nostdlib", "-o", interpreter, source])).code, 0);
+  await compileC(program, `-Wl,--dynamic-linker=${interpreter}`);
+  await pack({ deno: program, entry, out: program });
+  const { code, stderr, stdout } = await run(program);
+  const why = `another library's loader: ${interpreter} (errno 8)`;
+  assertEquals(stderr, `containerd-shim: cannot start: ${why}; ${NEEDS_GLIBC}\n`);
+  assertEquals([code, stdout], [127, ""]);
 });
 
 Deno.test("Any dynamic executable can be packed, but only once", async () => {
@@ -396,6 +415,11 @@ Deno.test("A packed executable cannot be stripped of its entry", async () => {
   assertEquals(code, 1);
   assert(stderr.includes("has no sections"), stderr);
   assertEquals((await probe(["x"])).args, ["x"]);
+});
+
+Deno.test("ldd says of a packed executable that it has no libraries to tell of, and does not crash", async () => {
+  const { code, stdout, stderr } = await run("ldd", [product]);
+  assertEquals([code, stdout, stderr], [1, "", "\tnot a dynamic executable\n"]);
 });
 
 Deno.test("What is no dynamic x86-64 executable is refused, and nothing is left", async () => {
@@ -454,4 +478,47 @@ Deno.test("What is no dynamic x86-64 executable is refused, and nothing is left"
     `Cannot use ${dynamic} as entry code: it begins with`,
   );
   assertEquals([...Deno.readDirSync(workspace)].length, before);
+});
+
+Deno.test("The same program bundled in another folder is the same, down to the names of its modules", async () => {
+  const root = decodeURIComponent(new URL("../..", import.meta.url).pathname);
+  const elsewhere = `${directory}/a folder of another name`;
+  await Deno.mkdir(elsewhere);
+  const copied = ["main.ts", "deno.json", "deno.lock", "lib", "ffi"].map((each) => `${root}${each}`);
+  assertEquals((await run("cp", ["-r", ...copied, elsewhere])).code, 0);
+  const bundled = (folder: string, out: string) =>
+    bundleModules({ deno: Deno.execPath(), config: `${folder}/deno.json`, main: `${folder}/main.ts`, folder: out });
+  const modules = await bundled(root.replace(/\/$/, ""), `${directory}/modules`);
+  assertEquals(await bundled(elsewhere, `${elsewhere}/modules`), modules);
+  assertEquals(modules[0]!.name, "main.js");
+  assert(modules.some(({ name }) => name === "shim.js"), modules.map(({ name }) => name).join());
+});
+
+Deno.test("Whatever is other in what is run makes another build, and nothing else does", async () => {
+  const program = `${directory}/seven`;
+  await compileC(program);
+  const [otherProgram, otherEntry] = [`${directory}/seven-2`, `${directory}/entry-2.bin`];
+  await Deno.writeFile(otherProgram, new Uint8Array([...await Deno.readFile(program), 0]), { mode: 0o755 });
+  await Deno.writeFile(otherEntry, new Uint8Array([...await Deno.readFile(entry), 0]));
+  const out = `${directory}/built`;
+  const same = { deno: program, entry, program: "1", texts: ["2"], denoFlags: ["--quiet"], out };
+  const buildOf = async (options: PackOptions) => {
+    await pack(options);
+    const bytes = await Deno.readFile(options.out);
+    const at = new TextDecoder("latin1").decode(bytes).lastIndexOf("DENOENTR");
+    return new DataView(bytes.buffer).getBigUint64(at + 64, true);
+  };
+  const build = await buildOf(same);
+  assertEquals(await buildOf({ ...same, out: `${directory}/built-2` }), build);
+  const builds = [build];
+  for (
+    const other of [
+      { deno: otherProgram },
+      { entry: otherEntry },
+      { program: "3" },
+      { texts: ["2", "4"] },
+      { denoFlags: ["--no-config"] },
+    ]
+  ) builds.push(await buildOf({ ...same, ...other }));
+  assertEquals(new Set(builds).size, builds.length);
 });
