@@ -181,7 +181,7 @@ export class Shim {
     let log: number | undefined;
     try {
       log = fd.open(`${this.workdir}/shim.stdout.log`, fd.O.RDONLY | fd.O.NONBLOCK);
-      return new TextDecoder().decode(buffer.subarray(0, fd.read(log, buffer)));
+      return new TextDecoder().decode(buffer.subarray(0, Math.max(fd.read(log, buffer), 0)));
     } catch {
       return "";
     } finally {
