@@ -141,8 +141,10 @@ export function kill(pid: number, signal: number): void {
 
 /** What a program is started with. */
 export interface ChildOptions {
-  /** argv; the first is also the program: a path, or a name to be looked up in PATH. */
+  /** argv; the first is also the program, unless that is given: a path, or a name to be looked up in PATH. */
   readonly args: readonly string[];
+  /** The program, where it is not what it is to be called. */
+  readonly program?: string;
   /** Working directory; this process's own when not given. */
   readonly cwd?: string;
   /**
@@ -203,16 +205,17 @@ export function spawn(options: SpawnOptions): number {
       ? ownEnvironment()
       : new StringArray(options.environment.map(cstring));
     const pid = new Int32Array(1);
+    const program = options.program ?? options.args[0]!;
     const error = p.posix_spawnp(
       new Uint8Array(pid.buffer),
-      cstring(options.args[0]!),
+      cstring(program),
       actions,
       attributes,
       argv.pointer,
       envp.pointer,
     );
     if (error !== 0) {
-      throw new SystemError("start of program", error, JSON.stringify(options.args[0]));
+      throw new SystemError("start of program", error, JSON.stringify(program));
     }
     return pid[0]!;
   } finally {

@@ -40,6 +40,8 @@ const MUCH = 262_144;
 export interface StreamOptions {
   /** Whether the first descriptor is a terminal. */
   readonly fromTerminal?: boolean;
+  /** Whether the first descriptor is a file: it always has something, or is at its end. */
+  readonly fromFile?: boolean;
   /** Whether the second descriptor is a file that is opened to append: splice(2) refuses those. */
   readonly toFile?: boolean;
   /** Closes one of the two; close(2), unless given. */
@@ -55,6 +57,8 @@ export class Stream {
   readonly #poller: Poller;
   readonly #from: number;
   readonly #to: number;
+  /** That of the two which is watched in any case. */
+  readonly #watched: number;
   readonly #toFile: boolean;
   readonly #piece: number;
   readonly #done = Promise.withResolvers<void>();
@@ -79,18 +83,19 @@ export class Stream {
    * @throws {SystemError} when the descriptors cannot be watched; they are closed then
    */
   constructor(poller: Poller, from: number, to: number, options: StreamOptions = {}) {
-    const { fromTerminal = false, toFile = false } = options;
+    const { fromTerminal = false, fromFile = false, toFile = false } = options;
     this.#close = options.close ?? close;
     this.#poller = poller;
     this.#from = from;
     this.#to = to;
+    this.#watched = fromFile ? to : from;
     this.#toFile = toFile;
     this.#piece = fromTerminal ? TERMINAL_PIECE : PIECE;
     if (toFile || fromTerminal) this.#isLarge = false;
     const wake = () => this.#wake();
     try {
-      poller.addBulk(from, Event.IN, wake);
       // A file takes whatever comes, and epoll(7) takes no file.
+      if (!fromFile) poller.addBulk(from, Event.IN, wake);
       if (!toFile) poller.addBulk(to, Event.OUT, wake);
     } catch (error) {
       this.close();
@@ -140,7 +145,7 @@ export class Stream {
   /** Lets bytes come together, as long as enough do. */
   #gather(ms: number): void {
     this.#timer = after(this.#poller, ms, () => this.#gathered(ms));
-    this.#poller.pause(this.#from);
+    this.#poller.pause(this.#watched);
   }
 
   #gathered(ms: number): void {
@@ -150,7 +155,7 @@ export class Stream {
     if (moved > MUCH) this.#gather(Math.max(ms / 2, SHORTEST_MS));
     else if (moved >= LITTLE) this.#gather(ms);
     else if (moved >= ENOUGH) this.#gather(Math.min(2 * ms, LONGEST_MS));
-    else this.#poller.again(this.#from);
+    else this.#poller.again(this.#watched);
   }
 
   /** Moves what is there, for a turn. */
@@ -158,7 +163,7 @@ export class Stream {
     let [calls, moved] = [0, 0];
     while (this.#open) {
       if (moved >= TURN_BYTES || calls >= TURN_CALLS) {
-        this.#poller.again(this.#from);
+        this.#poller.again(this.#watched);
         break;
       }
       calls++;
@@ -177,7 +182,7 @@ export class Stream {
           // The disk is full, say. What has been read is lost; the process is not to be kept waiting for room.
           if (this.#isLosing) continue;
           this.#isLosing = true;
-          this.#poller.again(this.#from);
+          this.#poller.again(this.#watched);
           throw error;
         }
         this.close();

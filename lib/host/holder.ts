@@ -22,6 +22,11 @@ const NEWS_MS = 50;
 /** Where programs are looked for when the environment does not say: execvp(3). */
 const DEFAULT_PATH = "/bin:/usr/bin";
 
+/** What a holder's child executes to be this build's entry: the holder's own executable, */
+const OWN_EXECUTABLE = "/proc/self/exe";
+/** or, where it has been moved to this build, the one that it has been given: EXECUTABLE of lib/standalone/entry.c. */
+const GIVEN_EXECUTABLE = "/proc/self/fd/6";
+
 /** Told what the holder says, and undefined when it has ended. */
 export type HolderListener = (message: FromHolder | undefined, descriptors: readonly number[]) => void;
 
@@ -64,6 +69,8 @@ interface Outgoing {
 export class Holder implements Parent {
   /** See {@link Parent}. */
   readonly delayMs: number = NEWS_MS;
+  /** See {@link Parent}. */
+  executable: string = OWN_EXECUTABLE;
   /** PATH of the environment that it was started with: that of its children. */
   path: string = DEFAULT_PATH;
   readonly #socket: number;
@@ -109,6 +116,11 @@ export class Holder implements Parent {
     }
   }
 
+  /** To be called for one that has been moved to this build: its own executable is of another. */
+  noteMoved(): void {
+    this.executable = GIVEN_EXECUTABLE;
+  }
+
   /** A number or nothing that it is told: see lib/standalone/entry.c. What it keeps by a number is the caller's to know. */
   tell(...message: Parameters<typeof order>): void {
     const bytes = order(...message);
@@ -123,7 +135,7 @@ export class Holder implements Parent {
   }
 
   spawn(options: StartOptions, started: (pid: number) => void): Promise<void> {
-    const program = options.args[0]!;
+    const program = options.program ?? options.args[0]!;
     return new Promise((resolve, reject) => {
       if (!this.#open) return reject(gone(program));
       this.#asked.push({ program, options, started, resolve, reject });

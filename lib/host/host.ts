@@ -162,6 +162,7 @@ class Host {
       return refuse("refused");
     }
     holder.path = join.variable("PATH") ?? holder.path;
+    if (join.isMoved) holder.noteMoved();
     this.#members.add(member);
     this.#linger?.[Symbol.dispose]();
     this.#linger = undefined;
