@@ -12,7 +12,7 @@ import { Code, StatusError } from "../ttrpc/status.ts";
 import { Copier } from "./copier.ts";
 import { isFifo, openFifoToRead, openFile, openOutput } from "./endpoint.ts";
 import { Logger } from "./logger.ts";
-import { Stream } from "./stream.ts";
+import { leaveToReader, Stream } from "./stream.ts";
 import type { ProcessStreams, StdioConfig, StdioOptions } from "./streams.ts";
 
 /** A terminal between a process and the FIFOs that containerd has made for it, or a file or logger for its output. */
@@ -219,6 +219,8 @@ export class ConsoleStdio implements ProcessStreams {
   async close(): Promise<void> {
     if (this.#closed) return;
     this.#closeSocket();
+    const { context, id } = this.#options;
+    leaveToReader(this.#stdout, { log: context.log, id, name: "terminal" });
     this.#closeHere();
     await this.#taker?.stop();
   }

@@ -9,7 +9,7 @@ import type { ProcessDescriptors } from "../runtime/runc.ts";
 import { Copier, type HostFile, uriOf } from "./copier.ts";
 import { isFifo, openFifoToRead, openFile, openOutput, type Output, takesBoth } from "./endpoint.ts";
 import { Logger } from "./logger.ts";
-import { Stream, type StreamOptions } from "./stream.ts";
+import { leaveToReader, Stream, type StreamOptions } from "./stream.ts";
 import type { ProcessStreams, StdioConfig, StdioOptions } from "./streams.ts";
 
 type OutputName = "stdout" | "stderr";
@@ -167,6 +167,8 @@ export class PipeStdio implements ProcessStreams {
 
   async close(): Promise<void> {
     if (this.#closed) return;
+    const { context, id } = this.#options;
+    for (const name of ["stdout", "stderr"]) leaveToReader(this.#streams.get(name), { log: context.log, id, name });
     this.#closeHere();
     await Promise.all([...this.#loggers.values(), ...this.#copiers.values()].map((each) => each.stop()));
   }

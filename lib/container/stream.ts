@@ -2,12 +2,15 @@
 
 import { close } from "../../ffi/fd.ts";
 import { Errno, SystemError } from "../../ffi/libc.ts";
-import { copy, growPipe, splice, WRITE_CALL } from "../../ffi/pipe.ts";
+import { copy, growPipe, pipeSize, splice, unreadBytes, WRITE_CALL } from "../../ffi/pipe.ts";
 import { Event, type Poller } from "../../ffi/poll.ts";
 import { after } from "../../ffi/timer.ts";
+import type { Logger } from "../log.ts";
 
-/** Asked of the kernel at once, in bytes: as much as a pipe may hold without privilege. */
+/** Asked of the kernel at once, in bytes: as much as a pipe may hold without privilege (pipe(7), pipe-max-size). */
 const PIECE = 1 << 20;
+/** Size of pipes that are made larger, in bytes: what is in both fits into one of them then. See {@link Stream.moveRest}. */
+const LARGE = PIECE / 2;
 /**
  * The same of a terminal, which holds 4 KiB and is filled again while it is read. The kernel gets pages for all that is
  * asked for before it looks what there is.
@@ -59,6 +62,7 @@ export class Stream {
   readonly #to: number;
   /** That of the two which is watched in any case. */
   readonly #watched: number;
+  readonly #fromTerminal: boolean;
   readonly #toFile: boolean;
   readonly #piece: number;
   readonly #done = Promise.withResolvers<void>();
@@ -90,6 +94,7 @@ export class Stream {
     this.#to = to;
     this.#watched = fromFile ? to : from;
     this.#toFile = toFile;
+    this.#fromTerminal = fromTerminal;
     this.#piece = fromTerminal ? TERMINAL_PIECE : PIECE;
     if (toFile || fromTerminal) this.#isLarge = false;
     const wake = () => this.#wake();
@@ -116,6 +121,50 @@ export class Stream {
   /** Moves what is there now, for a turn, and not when the others have had theirs. */
   flush(): void {
     this.#pump();
+  }
+
+  /**
+   * Moves what is there to the second descriptor's reader, though he has not read what there was before, for a stream that is
+   * about to be closed: a FIFO is made as large as that takes. Nothing, when it is at its end.
+   *
+   * @returns how many bytes wait for the reader, and how many are lost, because the system does not grant so large a FIFO
+   * @throws {SystemError}
+   */
+  moveRest(): { readonly unread: number; readonly lost: number } {
+    if (!this.#open) return { unread: 0, lost: 0 };
+    if (this.#toFile) {
+      this.#pump();
+      return { unread: 0, lost: 0 };
+    }
+    // Whoever still writes is not waited for; and a terminal does not say how much there is.
+    let left = this.#fromTerminal ? PIECE : unreadBytes(this.#from);
+    let hasRoom = false;
+    while (left > 0) {
+      const count = this.#spliceIfThere(Math.min(left, this.#piece));
+      if (count === 0) break;
+      if (count > 0) {
+        this.#bytes += count;
+        left -= count;
+        hasRoom = false;
+        continue;
+      }
+      // There is nothing, if it is not for want of room.
+      if (hasRoom) break;
+      // A piece takes a page, however small it is: pipe(7) counts pages.
+      hasRoom = growPipe(this.#to, 2 * pipeSize(this.#to));
+      if (!hasRoom) return { unread: unreadBytes(this.#to), lost: unreadBytes(this.#from) };
+    }
+    return { unread: unreadBytes(this.#to), lost: 0 };
+  }
+
+  /** As {@link splice}: 0 also when nobody has the terminal open, or the reader has gone. */
+  #spliceIfThere(length: number): number {
+    try {
+      return splice(this.#from, this.#to, length);
+    } catch (error) {
+      if (error instanceof SystemError && (error.errno === Errno.EIO || error.errno === Errno.EPIPE)) return 0;
+      throw error;
+    }
   }
 
   /** Ends the stream where it is and closes its descriptors; nothing, when it is at its end. */
@@ -209,6 +258,23 @@ export class Stream {
    * @returns whether they are
    */
   #grow(): boolean {
-    return this.#isLarge ??= [this.#from, this.#to].map((fd) => growPipe(fd, PIECE)).every(Boolean);
+    return this.#isLarge ??= [this.#from, this.#to].map((fd) => growPipe(fd, LARGE)).every(Boolean);
+  }
+}
+
+/** Has what a process has printed wait for its reader, when its stream is about to be closed, and says what becomes of it. */
+export function leaveToReader(
+  stream: Stream | undefined,
+  { log, id, name }: { readonly log: Logger; readonly id: string; readonly name: string },
+): void {
+  const about = { process: id, stream: name };
+  try {
+    const { unread, lost } = stream?.moveRest() ?? { unread: 0, lost: 0 };
+    if (lost > 0) log.error("output is lost that there was no room for", { ...about, bytes: lost });
+    if (unread > 0) {
+      log.warn("output has not been read: it waits for whoever has its FIFO open", { ...about, bytes: unread });
+    }
+  } catch (error) {
+    log.error("output could not be passed on", { ...about, error });
   }
 }

@@ -14,6 +14,9 @@ import { assertStatus, type Shim, type ShimOptions, Status, withShim } from "./s
 import { later, replaceHost } from "./takeover.ts";
 import { until } from "./until.ts";
 
+/** Why a test runs once. */
+const SAME = "what copies is the same process";
+/** Why a test runs twice. */
 const BOTH_WAYS = "a host's child is started by its holder";
 const builds = new Builds();
 Deno.test.afterAll(() => builds[Symbol.asyncDispose]());
@@ -136,7 +139,9 @@ inBoth("why a file cannot be opened is what Create and Start say", () =>
     await endContainer(shim);
   }), true);
 
-inBoth(
+inModes(
+  ["hosted"],
+  SAME,
   "a log may be truncated and renamed by others while it is written to",
   () =>
     withShim({ args: ["sh", "-c", "for each in 1 2 3; do read -r line <$each; echo $each; done"] }, async (shim) => {
@@ -271,7 +276,9 @@ inBoth(
 /** The most that such a process may have of its own while it waits: less than a holder; in KiB. */
 const COPIER_KIB = 24;
 
-inBoth(
+inModes(
+  ["hosted"],
+  SAME,
   "what writes to a file is a small process",
   () =>
     withShim({ args: ["sh", "-c", "seq 20000; exec sleep 1000"] }, async (shim) => {
@@ -284,7 +291,7 @@ inBoth(
       assertEquals([...descriptorsOf(copier!.pid).values()].filter((each) => each === path).length, 1);
       await endContainer(shim);
     }),
-  true,
+  { isOnlyOurs: true },
 );
 
 /** How many lines a process prints before it ends: more than a pipe holds. */
@@ -368,7 +375,7 @@ inBoth("a file can be opened though the shim's executable has been replaced on t
 
 inModes(
   ["hosted"],
-  "where the log is told of is the same",
+  SAME,
   "output that a full disk does not take is told of",
   () =>
     withServed({ args: ["sh", "-c", "echo out; exit 4"] }, async ({ shim }) => {
