@@ -3,6 +3,7 @@
 import { check, cstring, Errno, errno, libc, SystemError } from "./libc.ts";
 import { fullSignalSet, signalSet } from "./signals.ts";
 import * as fds from "./fd.ts";
+import { openNull } from "./null.ts";
 
 const c = libc({
   prctl: [["i32", "u64", "u64", "u64", "u64"], "i32"],
@@ -17,7 +18,6 @@ const spawning = libc({
   posix_spawnp: [["buffer", "buffer", "buffer", "buffer", "pointer", "pointer"], "i32"],
   posix_spawn_file_actions_init: [["buffer"], "i32"],
   posix_spawn_file_actions_adddup2: [["buffer", "i32", "i32"], "i32"],
-  posix_spawn_file_actions_addopen: [["buffer", "i32", "buffer", "i32", "u32"], "i32"],
   posix_spawn_file_actions_addchdir_np: [["buffer", "buffer"], "i32"],
   posix_spawn_file_actions_destroy: [["buffer"], "i32"],
   posix_spawnattr_init: [["buffer"], "i32"],
@@ -182,17 +182,11 @@ export function spawn(options: SpawnOptions): number {
     ok(p.posix_spawnattr_setsigmask(attributes, signalSet([])), "attr_setsigmask");
     ok(p.posix_spawnattr_setsigdefault(attributes, fullSignalSet()), "attr_setsigdefault");
     options.descriptors.forEach((fd, number) => {
-      if (fd === null) {
-        ok(
-          p.posix_spawn_file_actions_addopen(actions, number, cstring("/dev/null"), fds.O.RDWR, 0),
-          "file_actions_addopen",
-        );
-        return;
-      }
-      let source = fd;
-      if (fd < options.descriptors.length && fd !== number) {
+      let source = fd ?? openNull();
+      if (fd === null) moved.push(source);
+      if (source < options.descriptors.length && source !== number) {
         // Its number is one that the child has another descriptor under, which may come first.
-        source = fds.duplicate(fd, options.descriptors.length);
+        source = fds.duplicate(source, options.descriptors.length);
         moved.push(source);
       }
       ok(p.posix_spawn_file_actions_adddup2(actions, source, number), "file_actions_adddup2");

@@ -9,6 +9,7 @@
  */
 
 import * as fds from "../../ffi/fd.ts";
+import { openNull } from "../../ffi/null.ts";
 import { Event } from "../../ffi/poll.ts";
 import { Signal } from "../../ffi/signals.ts";
 import { accept, isListening, isOwnUser, peerCredentials } from "../../ffi/socket.ts";
@@ -94,7 +95,7 @@ class Host {
     this.#place = { ...place, host: () => ({ pid: Deno.pid, path, containers: this.#members.size }) };
     this.#path = path;
     const { poller } = place;
-    this.#options = { poller, devNull: fds.open("/dev/null", fds.O.RDWR), buffer: new Uint8Array(MAX_MESSAGE) };
+    this.#options = { poller, devNull: openNull(), buffer: new Uint8Array(MAX_MESSAGE) };
     receive(poller, (signal) => this.#onSignal(signal));
     poller.add(SOCKET, Event.IN, () => this.#accept());
     this.#noteSize();

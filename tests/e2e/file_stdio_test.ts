@@ -6,7 +6,7 @@ import { Builds, upgrade } from "./builds.ts";
 import { must } from "./command.ts";
 import { inModes, newPlace, WAY } from "./env.ts";
 import { withServed } from "./fault.ts";
-import { endContainer, field, onlyHosted, withHosted, withHostedShims } from "./host.ts";
+import { endContainer, field, HOLDER_KIB, onlyHosted, withHosted, withHostedShims } from "./host.ts";
 import { paths, removeFolder } from "./leftovers.ts";
 import { bursting, countNumbered } from "./numbered.ts";
 import { descriptorsOf, isAlive, type Process, processOf } from "./proc.ts";
@@ -40,8 +40,9 @@ async function exec(shim: Shim, id: string, script: string, stdio: Parameters<Sh
   return status;
 }
 
-/** What a process is that it prints to, as it sees it itself. */
-const KINDS = "for each in 0 1 2; do readlink /proc/self/fd/$each | sed 's/:.*//'; done";
+/** What a process reads from and prints to, as it sees it itself. */
+const KINDS =
+  "for each in 0 1 2; do case $(readlink /proc/self/fd/$each) in pipe:*) echo pipe;; *) echo other;; esac; done";
 
 inBoth(
   "a process whose output is a file cannot truncate the file, nor change its mode; its lines stay in order",
@@ -53,7 +54,7 @@ inBoth(
       const path = `${shim.folder}/log`;
       for (const stdout of [`file://${path}`, path]) {
         assertEquals(await exec(shim, "e", script, { stdout, stderr: stdout }), 0);
-        assertEquals(await Deno.readTextFile(path), "1\n2\n3\n4\n5\n6\n/dev/null\npipe\npipe\n");
+        assertEquals(await Deno.readTextFile(path), "1\n2\n3\n4\n5\n6\nother\npipe\npipe\n");
         assertEquals((await Deno.stat(path)).mode! & 0o7777, 0o644);
         await Deno.truncate(path);
       }
@@ -71,7 +72,7 @@ inBoth(
         await shim.run({ stdout: `file://${path}`, stderr: `file://${path}` });
         assertEquals((await shim.wait()).status, 0);
         await shim.delete();
-        assertEquals(await Deno.readTextFile(path), "out\nerr\n/dev/null\npipe\npipe\n");
+        assertEquals(await Deno.readTextFile(path), "out\nerr\nother\npipe\npipe\n");
         assertEquals((await Deno.stat(path)).mode! & 0o7777, 0o644);
         assertEquals(copiers(shim), []);
       },
@@ -113,6 +114,20 @@ inBoth("a device of the host is no process's own", () =>
     await endContainer(shim);
     assertEquals(copiers(shim), []);
   }));
+
+inBoth(
+  "a process that has no input and output cannot change the host's /dev/null, which is where it reads and prints",
+  () =>
+    withShim({}, async (shim) => {
+      await shim.run();
+      const script =
+        `read -r line && exit 1; echo nowhere || exit 2; echo nowhere >/dev/stderr || exit 3; cat /dev/stdin || exit 4
+      for each in 0 1 2; do chmod 666 /proc/self/fd/$each && exit 5; done; exit 6`;
+      assertEquals(await exec(shim, "e", script, {}), 6);
+      await endContainer(shim);
+    }),
+  true,
+);
 
 inBoth("why a file cannot be opened is what Create and Start say", () =>
   withShim({}, async (shim) => {
@@ -273,24 +288,23 @@ inBoth(
   true,
 );
 
-/** The most that such a process may have of its own while it waits: less than a holder; in KiB. */
-const COPIER_KIB = 24;
-
 inModes(
   ["hosted"],
   SAME,
-  "what writes to a file is a small process",
-  () =>
-    withShim({ args: ["sh", "-c", "seq 20000; exec sleep 1000"] }, async (shim) => {
+  "what writes to a file is a small process, which ends with the container when the shim is told to end",
+  async () => {
+    let pid = 0;
+    await withShim({ args: ["sh", "-c", "seq 20000; exec sleep 1000"] }, async (shim) => {
       const path = `${shim.folder}/log`;
       await shim.run({ stdout: `file://${path}` });
       await until("all is written", () => Deno.readTextFileSync(path).endsWith("20000\n"));
-      const [copier] = copiers(shim);
-      const dirty = field(copier!.pid, "smaps_rollup", "Private_Dirty");
-      assert(dirty > 0 && dirty <= COPIER_KIB, `it has ${dirty} KiB of its own`);
-      assertEquals([...descriptorsOf(copier!.pid).values()].filter((each) => each === path).length, 1);
-      await endContainer(shim);
-    }),
+      pid = copiers(shim)[0]!.pid;
+      const dirty = field(pid, "smaps_rollup", "Private_Dirty");
+      assert(dirty > 0 && dirty <= HOLDER_KIB, `it has ${dirty} KiB of its own`);
+      assertEquals([...descriptorsOf(pid).values()].filter((each) => each === path).length, 1);
+    });
+    assert(!isAlive(pid), "it goes on");
+  },
   { isOnlyOurs: true },
 );
 
