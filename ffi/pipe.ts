@@ -17,6 +17,7 @@ const SPLICE_F_MOVE = 1;
 const SPLICE_F_NONBLOCK = 2;
 /** fcntl(2) */
 const F_SETPIPE_SZ = 1031;
+const F_GETPIPE_SZ = 1032;
 /** ioctl(2), asm-generic/ioctls.h */
 const FIONREAD = 0x541bn;
 
@@ -106,9 +107,21 @@ export function ensureFifo(path: string, mode: number): void {
   }
 }
 
-/** Asks for a pipe of `size` bytes; it stays as it is when the system does not grant that (pipe(7), pipe-user-pages-soft). */
+/**
+ * Asks for a pipe of `size` bytes at least; it stays as it is when the system does not grant that (pipe(7), pipe-max-size and
+ * pipe-user-pages-soft), which is asked of nobody with CAP_SYS_RESOURCE.
+ */
 export function growPipe(fd: number, size: number): boolean {
-  return c().fcntl(fd, F_SETPIPE_SZ, size) !== -1;
+  return pipeSize(fd) >= size || c().fcntl(fd, F_SETPIPE_SZ, size) !== -1;
+}
+
+/**
+ * How many bytes a pipe can hold, if all its pages are full: what is written or spliced in pieces may take a page for each.
+ *
+ * @throws {SystemError} EBADF when it is no pipe
+ */
+export function pipeSize(fd: number): number {
+  return check(c().fcntl(fd, F_GETPIPE_SZ, 0), "fcntl F_GETPIPE_SZ of descriptor", fd);
 }
 
 /**

@@ -3,6 +3,7 @@
 import { check, cstring, Errno, errno, libc, SystemError } from "./libc.ts";
 import { fullSignalSet, signalSet } from "./signals.ts";
 import * as fds from "./fd.ts";
+import { openNull } from "./null.ts";
 
 const c = libc({
   prctl: [["i32", "u64", "u64", "u64", "u64"], "i32"],
@@ -158,8 +159,10 @@ export const START_CALL = "start of program";
 
 /** What a program is started with. */
 export interface ChildOptions {
-  /** argv; the first is also the program: a path, or a name to be looked up in PATH. */
+  /** argv; the first is also the program, unless that is given: a path, or a name to be looked up in PATH. */
   readonly args: readonly string[];
+  /** The program, where it is not what it is to be called. */
+  readonly program?: string;
   /** Working directory; this process's own when not given. */
   readonly cwd?: string;
   /**
@@ -199,7 +202,7 @@ export function spawn(options: SpawnOptions): number {
     ok(p.posix_spawnattr_setsigdefault(attributes, fullSignalSet()), "attr_setsigdefault");
     options.descriptors.forEach((fd, number) => {
       let source = fd;
-      if (source === null) own.push(source = fds.open("/dev/null", fds.O.RDWR));
+      if (source === null) own.push(source = openNull());
       if (source < options.descriptors.length) {
         // Its number is one that the child has another descriptor under, which may come first; or this one, which would be
         // closed by execve(2) if it is to be: before glibc 2.29.
@@ -211,12 +214,13 @@ export function spawn(options: SpawnOptions): number {
       ? ownEnvironment()
       : new StringArray(options.environment.map(cstring));
     const pid = new Int32Array(1);
+    const program = options.program ?? options.args[0]!;
     const start = () => {
-      const { program, args } = withLimits(options.args);
+      const { path, args } = withLimits(program, options.args);
       const argv = new StringArray(args.map(cstring));
       return p.posix_spawnp(
         new Uint8Array(pid.buffer),
-        cstring(program),
+        cstring(path),
         actions,
         attributes,
         argv.pointer,
@@ -225,7 +229,7 @@ export function spawn(options: SpawnOptions): number {
     };
     const error = options.cwd === undefined ? start() : inFolder(options.cwd, start);
     if (error !== 0) {
-      throw new SystemError(START_CALL, error, JSON.stringify(options.args[0]));
+      throw new SystemError(START_CALL, error, JSON.stringify(program));
     }
     return pid[0]!;
   } finally {
@@ -241,13 +245,15 @@ export function spawn(options: SpawnOptions): number {
  *
  * @throws {SystemError} when there is no such program
  */
-function withLimits(args: readonly string[]): { readonly program: string; readonly args: readonly string[] } {
+function withLimits(
+  program: string,
+  args: readonly string[],
+): { readonly path: string; readonly args: readonly string[] } {
   const limits = Deno.env.get(LIMITS_VARIABLE);
-  const program = args[0]!;
-  if (limits === undefined) return { program, args };
+  if (limits === undefined) return { path: program, args };
   const found = candidates(program, Deno.env.get("PATH")).find((path) => spawning().access(cstring(path), X_OK) === 0);
   if (found === undefined) throw new SystemError(START_CALL, errno(), JSON.stringify(program));
-  return { program: OWN_EXECUTABLE, args: [CHILD, ...limits.trim().split(" "), found, ...args] };
+  return { path: OWN_EXECUTABLE, args: [CHILD, ...limits.trim().split(" "), found, ...args] };
 }
 
 /** Where programs are looked for when the environment does not say: execvp(3). */

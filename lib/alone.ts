@@ -13,8 +13,13 @@ import { blockEverywhere, receive, receiveFromDeno } from "./signals.ts";
 /** The descriptor that containerd passes the listening socket as. */
 const INHERITED_SOCKET = 3;
 
-/** This process. */
-const self: Parent = { spawn: (options, started) => started(spawn(options)), reap, delayMs: 0 };
+/** This process. Its executable has no entry of ours, where that has not said when it was entered: under `deno run`, say. */
+const self: Parent = {
+  spawn: (options, started) => started(spawn(options)),
+  reap,
+  executable: entryTime() === undefined ? undefined : "/proc/self/exe",
+  delayMs: 0,
+};
 
 /**
  * Runs the shim until it is told to end.

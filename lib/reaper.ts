@@ -52,6 +52,8 @@ export interface Parent {
   settled?(): Promise<void>;
   /** Whether a process is its child, and has not been reaped: where that is another's to do. */
   isChild?(pid: number): boolean;
+  /** What a child executes to be this executable's entry, whatever has become of the file's name; none, where it has no entry. */
+  readonly executable: string | undefined;
   /** How long the news of an exit may be on its way when the process's pidfd has told already, in ms. */
   readonly delayMs: number;
 }
@@ -103,6 +105,11 @@ export class Reaper {
   /** Knows of no child yet, whatever the parent has. */
   constructor(options: ReaperOptions) {
     this.#options = options;
+  }
+
+  /** See {@link Parent}. */
+  get executable(): string | undefined {
+    return this.#options.parent.executable;
   }
 
   /**

@@ -12,9 +12,10 @@ import type { StreamsRecord } from "../record/record.ts";
 import type { ProcessStdio } from "../runtime/runc.ts";
 import { Code, StatusError } from "../ttrpc/status.ts";
 import { removeIfThere } from "./bundle.ts";
-import { isFifo, openFifoToRead, openOutput } from "./endpoint.ts";
+import { Copier } from "./copier.ts";
+import { isFifo, openFifoToRead, openFile, openOutput } from "./endpoint.ts";
 import { Logger } from "./logger.ts";
-import { Stream } from "./stream.ts";
+import { leaveToReader, Stream } from "./stream.ts";
 import type { ProcessStreams, StdioConfig, StdioOptions } from "./streams.ts";
 
 /** What follows a process's id in the name of its socket's folder in the bundle, and the mode of that: it is this user's alone. */
@@ -36,7 +37,8 @@ export class ConsoleStdio implements ProcessStreams {
   #socket: number | undefined;
   /** Where output goes, until it does. */
   #output: { readonly fd: number; readonly toFile: boolean } | undefined;
-  #logger: Logger | undefined;
+  /** What takes the output, if that is no FIFO. */
+  #taker: Logger | Copier | undefined;
   #master: number | undefined;
   #stdin: Stream | undefined;
   #stdout: Stream | undefined;
@@ -81,8 +83,12 @@ export class ConsoleStdio implements ProcessStreams {
     stdio.#socket = shelf.find(Role.CONSOLE_SOCKET);
     stdio.#master = shelf.find(Role.TERMINAL);
     const [logger] = loggers;
-    if (logger !== undefined) stdio.#logger = Logger.restore(logger.uri, logger.pid, options);
+    if (logger !== undefined) {
+      const { uri, pid } = logger;
+      stdio.#taker = (Copier.isCopier(uri) ? Copier : Logger).restore(uri, pid, options);
+    }
     const to = shelf.find(Role.STDOUT_TO);
+    // A file: of a host of 0.1, which had no copiers.
     if (to !== undefined) stdio.#output = { fd: to, toFile: statDescriptor(to).isFile };
     stdio.#stdinWriter = shelf.find(Role.STDIN_WRITER);
     if (isStdinClosed) stdio.closeStdin();
@@ -98,7 +104,7 @@ export class ConsoleStdio implements ProcessStreams {
     return {
       slot: this.#options.shelf.slot,
       folder: this.#socket === undefined ? undefined : this.#folder,
-      loggers: this.#logger === undefined ? [] : [{ uri: this.#config.stdout, pid: this.#logger.pid }],
+      loggers: this.#taker?.isRunning ? [{ uri: this.#taker.uri, pid: this.#taker.pid }] : [],
     };
   }
 
@@ -127,17 +133,29 @@ export class ConsoleStdio implements ProcessStreams {
   async #openOutput(target: string): Promise<void> {
     const { shelf, context } = this.#options;
     const output = await openOutput(target, shelf, Role.STDOUT_TO, context.timer);
-    if (output.kind === "logger") {
-      this.#logger = await Logger.start(output.uri, this.#options);
-      const fd = this.#logger.takeOutput("stdout");
-      shelf.keep(Role.STDOUT_TO, fd);
-      this.#output = { fd, toFile: false };
-      fds.setNonblocking(fd);
-      this.#logger.closeOutputs();
+    if (output.kind === "fifo") {
+      this.#output = { fd: output.fd, toFile: false };
+    } else if (output.kind === "logger") {
+      const logger = await Logger.start(output.uri, this.#options);
+      this.#taker = logger;
+      this.#keepPipe(logger.takeOutput("stdout"));
+      logger.closeOutputs();
+    } else if (Copier.isPossible(context)) {
+      const { copier, end } = await Copier.start(output.file, this.#options);
+      this.#taker = copier;
+      this.#keepPipe(end);
     } else {
-      if (output.kind === "file") shelf.keep(Role.STDOUT_TO, output.fd);
-      this.#output = { fd: output.fd, toFile: output.kind === "file" };
+      const fd = openFile(output.file);
+      shelf.keep(Role.STDOUT_TO, fd);
+      this.#output = { fd, toFile: true };
     }
+  }
+
+  /** Has output go to a pipe, which is kept. */
+  #keepPipe(fd: number): void {
+    this.#options.shelf.keep(Role.STDOUT_TO, fd);
+    this.#output = { fd, toFile: false };
+    fds.setNonblocking(fd);
   }
 
   closeChildEnds(): void {
@@ -255,7 +273,7 @@ export class ConsoleStdio implements ProcessStreams {
   }
 
   get drained(): Promise<void> {
-    return Promise.all([this.#stdout?.done, this.#logger?.ended]).then(() => {});
+    return Promise.all([this.#stdout?.done, this.#taker?.ended]).then(() => {});
   }
 
   closeStdin(): void {
@@ -280,8 +298,10 @@ export class ConsoleStdio implements ProcessStreams {
   async close(): Promise<void> {
     if (this.#closed) return;
     this.#closeSocket();
+    const { context, id } = this.#options;
+    leaveToReader(this.#stdout, { log: context.log, id, name: "terminal" });
     this.#closeHere();
-    await this.#logger?.stop();
+    await this.#taker?.stop();
   }
 
   #closeHere(): void {

@@ -2,18 +2,19 @@
 
 import * as fds from "../../ffi/fd.ts";
 import { Errno, SystemError } from "../../ffi/libc.ts";
-import { stat } from "../../ffi/stat.ts";
+import { stat, statDescriptor } from "../../ffi/stat.ts";
 import { sleep, type Timer } from "../async.ts";
 import type { Shelf } from "../record/keeper.ts";
 import { Code, StatusError } from "../ttrpc/status.ts";
+import type { HostFile } from "./copier.ts";
 
-/** Where an output goes: a FIFO, which is kept, or a file, which the caller owns, or a logger, which is yet to be started. */
+/** Where an output goes: a FIFO, which is kept, or a file or a logger, which are yet to be opened or started. */
 export type Output =
   | { readonly kind: "fifo"; readonly fd: number }
-  | { readonly kind: "file"; readonly fd: number }
+  | { readonly kind: "file"; readonly file: HostFile }
   | { readonly kind: "logger"; readonly uri: string };
 
-/** Modes of a log file that `file://` asks for, and of the folders that lead to it. */
+/** Modes of a log file that `file://` asks for, and of the folders that lead to it: as lib/standalone/entry.c has them. */
 const FILE_MODE = 0o644;
 const FOLDER_MODE = 0o755;
 
@@ -26,7 +27,8 @@ const READER_TIMEOUT_MS = 1000;
 const READER_DELAY_MS = 5;
 
 /**
- * Opens an output: a path, or a URI; the file of a `file://` is made, with its folders, if it is not there.
+ * Opens an output that is a FIFO, or says what it is: a path, or a URI; the file of a `file://` is to be made, with its folders,
+ * if it is not there.
  *
  * @param role a FIFO's among what is kept
  * @throws {SystemError | Error} when it cannot be opened
@@ -37,9 +39,9 @@ export async function openOutput(target: string, shelf: Shelf, role: number, tim
     case undefined:
       return isFifo(target)
         ? { kind: "fifo", fd: await openFifoToWrite(target, shelf, role, timer) }
-        : { kind: "file", fd: fds.open(target, fds.O.WRONLY | fds.O.APPEND | fds.O.NOCTTY) };
+        : { kind: "file", file: { path: target, mode: "append" } };
     case "file":
-      return { kind: "file", fd: openLogFile(decodeURIComponent(new URL(target).pathname)) };
+      return { kind: "file", file: { path: decodeURIComponent(new URL(target).pathname), mode: "create" } };
     case "binary":
       return { kind: "logger", uri: target };
     default:
@@ -91,9 +93,21 @@ async function openFifoToWrite(path: string, shelf: Shelf, role: number, timer: 
   return await shelf.open(role, path, both);
 }
 
-function openLogFile(path: string): number {
-  Deno.mkdirSync(path.slice(0, path.lastIndexOf("/")) || "/", { recursive: true, mode: FOLDER_MODE });
-  return fds.open(path, fds.O.WRONLY | fds.O.APPEND | fds.O.CREAT | fds.O.NOCTTY, FILE_MODE);
+/**
+ * Opens a file here, where no copier can; the caller owns the descriptor.
+ *
+ * @throws {SystemError | Error} when it cannot be opened: EISDIR for an input that is a directory
+ */
+export function openFile({ path, mode }: HostFile): number {
+  if (mode === "read") {
+    const fd = fds.open(path, fds.O.RDONLY | fds.O.NOCTTY);
+    if (!statDescriptor(fd).isDirectory) return fd;
+    fds.close(fd);
+    throw new SystemError("open", Errno.EISDIR, path);
+  }
+  const isMade = mode === "create";
+  if (isMade) Deno.mkdirSync(path.slice(0, path.lastIndexOf("/")) || "/", { recursive: true, mode: FOLDER_MODE });
+  return fds.open(path, fds.O.WRONLY | fds.O.APPEND | fds.O.NOCTTY | (isMade ? fds.O.CREAT : 0), FILE_MODE);
 }
 
 /** The scheme of a URI; undefined for a path. */

@@ -17,6 +17,8 @@ const TERM_TIMEOUT_MS = 12_000;
 
 /** A logger that runs. */
 export class Logger {
+  /** Its path, and its arguments. */
+  readonly uri: string;
   readonly #context: Context;
   readonly #program: string;
   #pid = 0;
@@ -26,9 +28,10 @@ export class Logger {
   /** Write ends of the pipes that it reads; the caller's to take with {@link takeOutput}. */
   readonly #outputs: (number | undefined)[];
 
-  private constructor(context: Context, program: string, outputs: number[]) {
+  private constructor(context: Context, uri: string, outputs: number[]) {
+    this.uri = uri;
     this.#context = context;
-    this.#program = program;
+    this.#program = decodeURIComponent(new URL(uri).pathname);
     this.#outputs = outputs;
   }
 
@@ -47,8 +50,7 @@ export class Logger {
    * @throws {Error} when it cannot be started, or is not ready in time
    */
   static async start(uri: string, { context, id, namespace, bundle }: StdioOptions): Promise<Logger> {
-    const { pathname, searchParams } = new URL(uri);
-    const program = decodeURIComponent(pathname);
+    const { searchParams } = new URL(uri);
     const args = [...new Set(searchParams.keys())].flatMap((key) => [key, searchParams.get(key)!]);
     // In the order of their numbers in the logger: standard output, standard error, ready.
     const pipes: Pipe[] = [];
@@ -59,10 +61,10 @@ export class Logger {
       throw error;
     }
     const [stdout, stderr, ready] = pipes as [Pipe, Pipe, Pipe];
-    const logger = new Logger(context, program, [stdout.write, stderr.write]);
+    const logger = new Logger(context, uri, [stdout.write, stderr.write]);
     try {
       logger.#pid = await context.reaper.start({
-        args: [program, ...args],
+        args: [logger.#program, ...args],
         cwd: bundle,
         descriptors: [null, null, null, stdout.read, stderr.read, ready.write],
         environment: [`CONTAINER_ID=${id}`, `CONTAINER_NAMESPACE=${namespace}`],
@@ -84,7 +86,7 @@ export class Logger {
 
   /** Goes on with a logger that another process has started. */
   static restore(uri: string, pid: number, { context }: Pick<StdioOptions, "context">): Logger {
-    const logger = new Logger(context, decodeURIComponent(new URL(uri).pathname), []);
+    const logger = new Logger(context, uri, []);
     logger.#pid = pid;
     context.reaper.runOn(pid, (exit) => logger.#onExit(exit)).catch(() => {});
     return logger;
@@ -93,6 +95,11 @@ export class Logger {
   /** 0 before it has been started. */
   get pid(): number {
     return this.#pid;
+  }
+
+  /** Whether it has not ended. */
+  get isRunning(): boolean {
+    return !this.#ended;
   }
 
   /** Waits for the other end of a pipe to be closed or written to, and closes this end. */

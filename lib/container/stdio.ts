@@ -1,15 +1,15 @@
 /** The standard streams of a process that has no terminal. */
 
 import * as fds from "../../ffi/fd.ts";
-import { Errno, SystemError } from "../../ffi/libc.ts";
 import { changeOwner, pipe } from "../../ffi/pipe.ts";
 import { statDescriptor } from "../../ffi/stat.ts";
 import { Role } from "../record/keeper.ts";
 import type { StreamsRecord } from "../record/record.ts";
 import type { ProcessDescriptors } from "../runtime/runc.ts";
-import { isFifo, openFifoToRead, openOutput, type Output, takesBoth } from "./endpoint.ts";
+import { Copier, type HostFile, uriOf } from "./copier.ts";
+import { isFifo, openFifoToRead, openFile, openOutput, type Output, takesBoth } from "./endpoint.ts";
 import { Logger } from "./logger.ts";
-import { Stream } from "./stream.ts";
+import { leaveToReader, Stream, type StreamOptions } from "./stream.ts";
 import type { ProcessStreams, StdioConfig, StdioOptions } from "./streams.ts";
 
 type OutputName = "stdout" | "stderr";
@@ -21,7 +21,7 @@ const ENDS = {
 } as const;
 
 /**
- * Pipes between a process and the FIFOs that containerd has made for it, or loggers. A file is given to the process itself.
+ * Pipes between a process and the FIFOs that containerd has made for it, or files, or loggers.
  *
  * The other end of each FIFO is held open here too: a client that detaches stalls the process, or leaves its input
  * open, until it comes back.
@@ -33,8 +33,15 @@ export class PipeStdio implements ProcessStreams {
   readonly #streams = new Map<string, Stream>();
   /** By what containerd calls them: one may take both outputs. */
   readonly #loggers = new Map<string, Logger>();
+  /** By what the record calls them: one may take both outputs, and keeps the order in which they were printed. */
+  readonly #copiers = new Map<string, Copier>();
   /** Output that does not move yet. */
-  readonly #waiting: { readonly name: OutputName; readonly from: number; readonly to: number }[] = [];
+  readonly #waiting: {
+    readonly name: OutputName;
+    readonly from: number;
+    readonly to: number;
+    readonly options?: StreamOptions | undefined;
+  }[] = [];
   /** The write end of the pipe of standard input, as long as nothing comes through it. */
   #stdinPipe: number | undefined;
   #stdinWriter: number | undefined;
@@ -59,7 +66,7 @@ export class PipeStdio implements ProcessStreams {
     const { stdin, stdout } = config;
     const stderr = config.stderr || (takesBoth(stdout) ? stdout : "");
     try {
-      if (stdin !== "") stdio.#openStdin(stdin);
+      if (stdin !== "") await stdio.#openStdin(stdin);
       await stdio.#openOutputs(stdout, stderr);
       for (const logger of stdio.#loggers.values()) logger.closeOutputs();
       return stdio;
@@ -96,7 +103,10 @@ export class PipeStdio implements ProcessStreams {
     } else {
       stdio.#stdinPipe = to;
     }
-    for (const { uri, pid } of loggers) stdio.#loggers.set(uri, Logger.restore(uri, pid, options));
+    for (const { uri, pid } of loggers) {
+      if (Copier.isCopier(uri)) stdio.#copiers.set(uri, Copier.restore(uri, pid, options));
+      else stdio.#loggers.set(uri, Logger.restore(uri, pid, options));
+    }
     return stdio;
   }
 
@@ -112,7 +122,8 @@ export class PipeStdio implements ProcessStreams {
 
   get record(): StreamsRecord | undefined {
     if (this.#closed) return undefined;
-    const loggers = [...this.#loggers].map(([uri, { pid }]) => ({ uri, pid }));
+    const takers = [...this.#loggers.values(), ...this.#copiers.values()].filter(({ isRunning }) => isRunning);
+    const loggers = takers.map(({ uri, pid }) => ({ uri, pid }));
     return { slot: this.#options.shelf.slot, folder: undefined, loggers };
   }
 
@@ -131,7 +142,8 @@ export class PipeStdio implements ProcessStreams {
   get drained(): Promise<void> {
     const outputs = ["stdout", "stderr"].map((name) => this.#streams.get(name)?.done);
     const loggers = [...this.#loggers.values()].map(({ ended }) => ended);
-    return Promise.all([...outputs, ...loggers]).then(() => {});
+    const copiers = [...this.#copiers.values()].filter(({ isForOutput }) => isForOutput).map(({ ended }) => ended);
+    return Promise.all([...outputs, ...loggers, ...copiers]).then(() => {});
   }
 
   resize(): void {
@@ -155,8 +167,10 @@ export class PipeStdio implements ProcessStreams {
 
   async close(): Promise<void> {
     if (this.#closed) return;
+    const { context, id } = this.#options;
+    for (const name of ["stdout", "stderr"]) leaveToReader(this.#streams.get(name), { log: context.log, id, name });
     this.#closeHere();
-    await Promise.all([...this.#loggers.values()].map((logger) => logger.stop()));
+    await Promise.all([...this.#loggers.values(), ...this.#copiers.values()].map((each) => each.stop()));
   }
 
   #closeHere(): void {
@@ -168,17 +182,8 @@ export class PipeStdio implements ProcessStreams {
     this.#options.shelf.release();
   }
 
-  #openStdin(path: string): void {
-    if (!isFifo(path)) {
-      const fd = fds.open(path, fds.O.RDONLY | fds.O.NOCTTY);
-      // From a folder of the host's a process would find its way to all others.
-      if (statDescriptor(fd).isDirectory) {
-        fds.close(fd);
-        throw new SystemError("open", Errno.EISDIR, path);
-      }
-      this.#giveToProcess(0, fd);
-      return;
-    }
+  async #openStdin(path: string): Promise<void> {
+    if (!isFifo(path)) return await this.#openInputFile({ path, mode: "read" });
     const { read, write } = pipe();
     this.#stdinPipe = write;
     this.#options.shelf.keep(Role.STDIN_TO, write);
@@ -186,8 +191,20 @@ export class PipeStdio implements ProcessStreams {
     fds.setNonblocking(write);
   }
 
+  async #openInputFile(file: HostFile): Promise<void> {
+    if (Copier.isPossible(this.#options.context)) return this.#givePipe(0, await this.#copier(file));
+    const { shelf } = this.#options;
+    const from = openFile(file);
+    shelf.keep(Role.STDIN_FROM, from);
+    const { read, write } = pipe();
+    shelf.keep(Role.STDIN_TO, write);
+    this.#givePipe(0, read);
+    fds.setNonblocking(write);
+    this.#stream("stdin", from, write, { fromFile: true });
+  }
+
   connectOutput(): void {
-    for (const { name, from, to } of this.#waiting.splice(0)) this.#stream(name, from, to);
+    for (const { name, from, to, options } of this.#waiting.splice(0)) this.#stream(name, from, to, options);
   }
 
   async connectStdin(): Promise<void> {
@@ -224,12 +241,9 @@ export class PipeStdio implements ProcessStreams {
     const failures = opened.filter((each) => each.status === "rejected").map(({ reason }) => reason);
     for (const [i, result] of opened.entries()) {
       if (result.status === "rejected" || result.value === undefined) continue;
-      if (failures.length === 0) {
-        await this.#connectOutput(i === 0 ? 1 : 2, result.value).catch((error) => failures.push(error));
-      } else if (result.value.kind === "file") {
-        // A FIFO is on the shelf, which is closed with the rest.
-        fds.close(result.value.fd);
-      }
+      // A FIFO that is not connected is on the shelf, which is closed with the rest.
+      if (failures.length > 0) break;
+      await this.#connectOutput(i === 0 ? 1 : 2, result.value).catch((error) => failures.push(error));
     }
     if (failures.length > 0) throw failures[0];
   }
@@ -238,9 +252,10 @@ export class PipeStdio implements ProcessStreams {
     const { shelf } = this.#options;
     const name = number === 1 ? "stdout" : "stderr";
     if (output.kind === "file") {
-      // A file needs no one to stand between: its writer is never kept waiting, and never without a reader.
-      this.#giveToProcess(number, output.fd);
-      return;
+      if (Copier.isPossible(this.#options.context)) return this.#givePipe(number, await this.#copier(output.file));
+      const fd = openFile(output.file);
+      shelf.keep(ENDS[name].to, fd);
+      return this.#giveOutput(number, name, fd, { toFile: true });
     }
     if (output.kind === "logger") {
       let logger = this.#loggers.get(output.uri);
@@ -251,11 +266,25 @@ export class PipeStdio implements ProcessStreams {
       this.#givePipe(number, logger.takeOutput(name));
       return;
     }
+    this.#giveOutput(number, name, output.fd);
+  }
+
+  #giveOutput(number: 1 | 2, name: OutputName, to: number, options?: StreamOptions): void {
     const ends = pipe();
-    shelf.keep(ENDS[name].from, ends.read);
-    this.#waiting.push({ name, from: ends.read, to: output.fd });
+    this.#options.shelf.keep(ENDS[name].from, ends.read);
+    this.#waiting.push({ name, from: ends.read, to, options });
     this.#givePipe(number, ends.write);
     fds.setNonblocking(ends.read);
+  }
+
+  /** The process's end of the pipe to or from a copier of a file, which is started if there is none yet; the caller owns it. */
+  async #copier(file: HostFile): Promise<number> {
+    const uri = uriOf(file);
+    const [, stdout] = this.#descriptors;
+    if (this.#copiers.has(uri) && stdout !== null) return fds.duplicate(stdout);
+    const { copier, end } = await Copier.start(file, this.#options);
+    this.#copiers.set(uri, copier);
+    return end;
   }
 
   #givePipe(number: 0 | 1 | 2, fd: number): void {
@@ -268,8 +297,8 @@ export class PipeStdio implements ProcessStreams {
     this.#childEnds.push(fd);
   }
 
-  #stream(name: string, from: number, to: number): void {
+  #stream(name: string, from: number, to: number, options?: StreamOptions): void {
     const { context, shelf } = this.#options;
-    this.#streams.set(name, new Stream(context.poller, from, to, { close: (fd) => shelf.close(fd) }));
+    this.#streams.set(name, new Stream(context.poller, from, to, { ...options, close: (fd) => shelf.close(fd) }));
   }
 }

@@ -2,13 +2,16 @@
 
 import { close, write } from "../../ffi/fd.ts";
 import { Errno, errno, SystemError } from "../../ffi/libc.ts";
-import { copy, growPipe, splice, WRITE_CALL } from "../../ffi/pipe.ts";
+import { copy, growPipe, pipeSize, splice, unreadBytes, WRITE_CALL } from "../../ffi/pipe.ts";
 import { Event, type Poller } from "../../ffi/poll.ts";
 import { hasOutput } from "../../ffi/pty.ts";
 import { after } from "../../ffi/timer.ts";
+import type { Logger } from "../log.ts";
 
-/** Asked of the kernel at once, in bytes: as much as a pipe may hold without privilege. */
+/** Asked of the kernel at once, in bytes: as much as a pipe may hold without privilege (pipe(7), pipe-max-size). */
 const PIECE = 1 << 20;
+/** Size of pipes that are made larger, in bytes: what is in both fits into one of them then. See {@link Stream.moveRest}. */
+const LARGE = PIECE / 2;
 /**
  * The same of a terminal, which holds 4 KiB and is filled again while it is read. The kernel gets pages for all that is
  * asked for before it looks what there is.
@@ -54,6 +57,8 @@ export interface StreamOptions {
   readonly onMoved?: () => void;
   /** Gives what is written after all else, when the first descriptor is at its end; nothing, unless given. */
   readonly last?: () => Uint8Array<ArrayBuffer>;
+  /** Whether the first descriptor is a file: it always has something, or is at its end. */
+  readonly fromFile?: boolean;
   /** Whether the second descriptor is a file that is opened to append: splice(2) refuses those. */
   readonly toFile?: boolean;
   /** Closes one of the two; close(2), unless given. */
@@ -72,6 +77,8 @@ export class Stream {
   readonly #poller: Poller;
   readonly #from: number;
   readonly #to: number;
+  /** That of the two which is watched in any case. */
+  readonly #watched: number;
   readonly #toFile: boolean;
   readonly #terminal: "from" | "to" | undefined;
   readonly #onMoved: (() => void) | undefined;
@@ -105,11 +112,12 @@ export class Stream {
    * @throws {SystemError} when the descriptors cannot be watched; they are closed then
    */
   constructor(poller: Poller, from: number, to: number, options: StreamOptions = {}) {
-    const { toFile = false, terminal } = options;
+    const { fromFile = false, toFile = false, terminal } = options;
     this.#close = options.close ?? close;
     this.#poller = poller;
     this.#from = from;
     this.#to = to;
+    this.#watched = fromFile ? to : from;
     this.#toFile = toFile;
     this.#terminal = terminal;
     this.#onMoved = options.onMoved;
@@ -118,8 +126,8 @@ export class Stream {
     if (toFile || terminal === "from") this.#isLarge = false;
     const wake = () => this.#wake();
     try {
-      poller.addBulk(from, Event.IN, wake);
       // A file takes whatever comes, and epoll(7) takes no file.
+      if (!fromFile) poller.addBulk(from, Event.IN, wake);
       if (!toFile) poller.addBulk(to, Event.OUT, wake);
     } catch (error) {
       this.close();
@@ -157,6 +165,50 @@ export class Stream {
     if (this.#retry !== undefined) this.#pump();
   }
 
+  /**
+   * Moves what is there to the second descriptor's reader, though he has not read what there was before, for a stream that is
+   * about to be closed: a FIFO is made as large as that takes. Nothing, when it is at its end.
+   *
+   * @returns how many bytes wait for the reader, and how many are lost, because the system does not grant so large a FIFO
+   * @throws {SystemError}
+   */
+  moveRest(): { readonly unread: number; readonly lost: number } {
+    if (!this.#open) return { unread: 0, lost: 0 };
+    if (this.#toFile) {
+      this.#pump();
+      return { unread: 0, lost: 0 };
+    }
+    // Whoever still writes is not waited for; and a terminal does not say how much there is.
+    let left = this.#terminal === "from" ? PIECE : unreadBytes(this.#from);
+    let hasRoom = false;
+    while (left > 0) {
+      const count = this.#spliceIfThere(Math.min(left, this.#piece));
+      if (count === 0) break;
+      if (count > 0) {
+        this.#bytes += count;
+        left -= count;
+        hasRoom = false;
+        continue;
+      }
+      // There is nothing, if it is not for want of room.
+      if (hasRoom) break;
+      // A piece takes a page, however small it is: pipe(7) counts pages.
+      hasRoom = growPipe(this.#to, 2 * pipeSize(this.#to));
+      if (!hasRoom) return { unread: unreadBytes(this.#to), lost: unreadBytes(this.#from) };
+    }
+    return { unread: unreadBytes(this.#to), lost: 0 };
+  }
+
+  /** As {@link splice}: 0 also when nobody has the terminal open, or the reader has gone. */
+  #spliceIfThere(length: number): number {
+    try {
+      return splice(this.#from, this.#to, length);
+    } catch (error) {
+      if (error instanceof SystemError && (error.errno === Errno.EIO || error.errno === Errno.EPIPE)) return 0;
+      throw error;
+    }
+  }
+
   /** Ends the stream where it is and closes its descriptors; nothing, when it is at its end. */
   close(): void {
     if (!this.#open) return;
@@ -185,7 +237,7 @@ export class Stream {
   /** Lets bytes come together, as long as enough do. */
   #gather(ms: number): void {
     this.#timer = after(this.#poller, ms, () => this.#gathered(ms));
-    this.#poller.pause(this.#from);
+    this.#poller.pause(this.#watched);
   }
 
   #gathered(ms: number): void {
@@ -195,7 +247,7 @@ export class Stream {
     if (moved > MUCH) this.#gather(Math.max(ms / 2, SHORTEST_MS));
     else if (moved >= LITTLE) this.#gather(ms);
     else if (moved >= ENOUGH) this.#gather(Math.min(2 * ms, LONGEST_MS));
-    else this.#poller.again(this.#from);
+    else this.#poller.again(this.#watched);
   }
 
   /** Moves what is there, for a turn. */
@@ -203,7 +255,7 @@ export class Stream {
     let [calls, moved] = [0, 0];
     while (this.#open) {
       if (moved >= TURN_BYTES || calls >= TURN_CALLS) {
-        this.#poller.again(this.#from);
+        this.#poller.again(this.#watched);
         break;
       }
       calls++;
@@ -217,7 +269,7 @@ export class Stream {
           // The disk is full, say. What has been read is lost; the process is not to be kept waiting for room.
           if (this.#isLosing) continue;
           this.#isLosing = true;
-          this.#poller.again(this.#from);
+          this.#poller.again(this.#watched);
           throw error;
         }
         this.close();
@@ -294,6 +346,23 @@ export class Stream {
    * @returns whether they are
    */
   #grow(): boolean {
-    return this.#isLarge ??= [this.#from, this.#to].map((fd) => growPipe(fd, PIECE)).every(Boolean);
+    return this.#isLarge ??= [this.#from, this.#to].map((fd) => growPipe(fd, LARGE)).every(Boolean);
+  }
+}
+
+/** Has what a process has printed wait for its reader, when its stream is about to be closed, and says what becomes of it. */
+export function leaveToReader(
+  stream: Stream | undefined,
+  { log, id, name }: { readonly log: Logger; readonly id: string; readonly name: string },
+): void {
+  const about = { process: id, stream: name };
+  try {
+    const { unread, lost } = stream?.moveRest() ?? { unread: 0, lost: 0 };
+    if (lost > 0) log.error("output is lost that there was no room for", { ...about, bytes: lost });
+    if (unread > 0) {
+      log.warn("output has not been read: it waits for whoever has its FIFO open", { ...about, bytes: unread });
+    }
+  } catch (error) {
+    log.error("output could not be passed on", { ...about, error });
   }
 }

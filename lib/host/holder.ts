@@ -20,6 +20,11 @@ import {
 /** How long the news of an exit takes from a holder that has much to do, in ms. */
 const NEWS_MS = 50;
 
+/** What a holder's child executes to be this build's entry: the holder's own executable, */
+const OWN_EXECUTABLE = "/proc/self/exe";
+/** or, where it has been moved to this build, the one that it has been given: EXECUTABLE of lib/standalone/entry.c. */
+const GIVEN_EXECUTABLE = "/proc/self/fd/6";
+
 /** Told what the holder says, and undefined when it has ended. */
 export type HolderListener = (message: FromHolder | undefined, descriptors: readonly number[]) => void;
 
@@ -62,6 +67,8 @@ interface Outgoing {
 export class Holder implements Parent {
   /** See {@link Parent}. */
   readonly delayMs: number = NEWS_MS;
+  /** See {@link Parent}. */
+  executable: string = OWN_EXECUTABLE;
   /** PATH of the environment that it was started with: that of its children. */
   path: string | undefined;
   readonly #socket: number;
@@ -111,6 +118,11 @@ export class Holder implements Parent {
     }
   }
 
+  /** To be called for one that has been moved to this build: its own executable is of another. */
+  noteMoved(): void {
+    this.executable = GIVEN_EXECUTABLE;
+  }
+
   /** A number or nothing that it is told: see lib/standalone/entry.c. What it keeps by a number is the caller's to know. */
   tell(...message: Parameters<typeof order>): void {
     const bytes = order(...message);
@@ -125,7 +137,7 @@ export class Holder implements Parent {
   }
 
   spawn(options: StartOptions, started: (pid: number) => void): Promise<void> {
-    const program = options.args[0]!;
+    const program = options.program ?? options.args[0]!;
     return new Promise((resolve, reject) => {
       if (!this.#open) return reject(gone(program));
       this.#asked.push({ program, options, started, resolve, reject });

@@ -9,6 +9,7 @@
  */
 
 import * as fds from "../../ffi/fd.ts";
+import { openNull } from "../../ffi/null.ts";
 import { Event } from "../../ffi/poll.ts";
 import { Signal } from "../../ffi/signals.ts";
 import { accept, isListening, isOwnUser, peerCredentials } from "../../ffi/socket.ts";
@@ -111,7 +112,7 @@ class Host {
     this.#path = path;
     this.#report = bounded(place.report);
     const { poller } = place;
-    this.#options = { poller, devNull: fds.open("/dev/null", fds.O.RDWR), buffer: new Uint8Array(MAX_MESSAGE) };
+    this.#options = { poller, devNull: openNull(), buffer: new Uint8Array(MAX_MESSAGE) };
     receive(poller, (signal) => this.#onSignal(signal));
     poller.add(SOCKET, Event.IN, () => this.#accept());
     this.#noteSize();
@@ -180,6 +181,7 @@ class Host {
       return refuse("refused");
     }
     holder.path = join.variable("PATH");
+    if (join.isMoved) holder.noteMoved();
     this.#members.add(member);
     this.#linger?.[Symbol.dispose]();
     this.#linger = undefined;

@@ -2,9 +2,10 @@
  * The code that the kernel enters before Deno: it blocks the signals the shim takes over, so that every thread is born with
  * them blocked. Then it looks for a host, a process of the same executable that serves many containers (lib/host). If there
  * is one, or one can be started, this process becomes that container's holder: it drops Deno's image, and is what containerd
- * and the kernel know as the shim, the container's parent above all, while the host does the thinking. Otherwise, and in the
- * host itself, it lays out the arguments and the environment that the runtime is to see, and does what the kernel would have
- * done, had the executable still named its interpreter: load ld.so and jump to it.
+ * and the kernel know as the shim, the container's parent above all, while the host does the thinking. A process that copies
+ * between a container's pipe and a file is this code alone too. Otherwise, and in the host itself, it lays out the arguments
+ * and the environment that the runtime is to see, and does what the kernel would have done, had the executable still named its
+ * interpreter: load ld.so and jump to it.
  *
  * No libc, no heap, no relocation, no writable byte: linked by entry.ld into one flat blob, which pack.ts appends to a copy of
  * the executable. Layouts are from elf(5), getauxval(3) and the System V ABI, AMD64 supplement (3.4.1, Process Initialization).
@@ -819,16 +820,21 @@ static void join_host(struct holder *holder, long host) {
   call(__NR_madvise, page_down((uintptr_t)&told) - USED_STACK, USED_STACK, MADV_DONTNEED);
 }
 
+/* Gives back what is Deno's, from `image` to this code's own pages. */
+static void drop_image(uintptr_t image) {
+  call(__NR_munmap, image, (long)(page_down((uintptr_t)&header) - image));
+}
+
 /*
  * The life of a holder: it passes on signals, tells of children that have ended, does what the host says, and finds another
- * when that has gone. From `image` to this code's own pages all is Deno's, and is not needed.
+ * when that has gone.
  */
 __attribute__((noreturn)) static void hold(long host, const struct started *started, struct holder *holder, uint32_t group,
                                            uintptr_t image, uint64_t signals) {
   call(__NR_prctl, PR_SET_CHILD_SUBREAPER, 1, 0);
   call(__NR_fcntl, LISTENER, F_SETFD, FD_CLOEXEC);
   join_host(holder, host);
-  call(__NR_munmap, image, (long)(page_down((uintptr_t)&header) - image));
+  drop_image(image);
   place(holder, call(__NR_signalfd4, -1, &signals, sizeof signals, O_NONBLOCK | O_CLOEXEC), SIGNALS);
   for (;;) {
     const long length = call(__NR_recvfrom, HOST, 0, 0, MSG_PEEK | MSG_TRUNC | MSG_DONTWAIT, 0, 0);
@@ -888,6 +894,127 @@ static int may_be_hosted(const struct started *started) {
   uint32_t size = sizeof listens;
   return header.build && started->argc > 1 && *started->argv[1] == '-' && started->argv[1][1] &&
          !call(__NR_getsockopt, LISTENER, SOL_SOCKET, SO_ACCEPTCONN, &listens, &size) && listens;
+}
+
+/* --- Copying between a pipe and a file ---------------------------------------------------------------------------------- */
+
+/*
+ * A container is given no descriptor of a file of the host, whose mode and contents it could change by /proc/self/fd: it has a
+ * pipe, and a child of the shim moves the bytes (lib/container/copier.ts). It opens the file itself, for open(2), mkdir(2) and
+ * write(2) may wait, and nobody else is to. It needs neither host nor shim once it runs, and ends at the end of its input.
+ *
+ * Started as `copy MODE PATH`, with these descriptors and no others.
+ */
+enum {
+  COPIED, /* the pipe: what is read, or with READ what is written */
+  OPENED, /* another's write end: a byte comes when the file is open, and end of file when it could not be */
+};
+
+#define COPY "copy"
+
+/* MODE: its first byte. */
+enum {
+  READ = 'r',   /* PATH to the pipe */
+  APPEND = 'a', /* the pipe to PATH, */
+  CREATE = 'c', /* which is made, with the folders that lead to it */
+};
+
+enum {
+  FILE_MODE = 0644,
+  FOLDER_MODE = 0755,
+  COPY_SIZE = 4 * PAGE, /* larger ones are hardly faster, and all of it is this process's own memory */
+  POLLERR_OR_HUP = POLLERR | POLLHUP,
+};
+
+/* How long an output that is a FIFO waits before it is looked for a reader again, in ns. */
+static const uint64_t READER_DELAY = 10000000;
+
+/* Whether the other end of a pipe has been closed, at once or within so many ns. */
+static int is_given_up(long pipe, uint64_t ns) {
+  struct pollfd poll = {(int)pipe, 0, 0};
+  const struct __kernel_timespec time = {0, (long)ns};
+  call(__NR_ppoll, &poll, 1, &time, 0, 0);
+  return poll.revents & POLLERR_OR_HUP;
+}
+
+/*
+ * Makes the folders that lead to a path, whose bytes are changed for a moment.
+ *
+ * Returns the first error, 0 for none.
+ */
+static long make_folders(char *path) {
+  long error = 0;
+  for (char *at = path; *at; at++) {
+    if (*at != '/' || at == path) continue;
+    *at = 0;
+    const long made = call(__NR_mkdir, path, FOLDER_MODE);
+    *at = '/';
+    if (failed(made) && made != -EEXIST && !error) error = made;
+  }
+  return error;
+}
+
+/*
+ * Opens the file; or gives the error. A FIFO without a reader is waited for as open(2) does, but not longer than somebody has
+ * the other end of the pipe.
+ */
+static long open_file(char mode, char *path) {
+  const long no_folder = mode == CREATE ? make_folders(path) : 0;
+  const int flags = (mode == READ ? O_RDONLY : O_WRONLY | O_APPEND) | (mode == CREATE ? O_CREAT : 0);
+  for (;;) {
+    const long fd = call(__NR_open, path, flags | O_NOCTTY | O_NONBLOCK | O_CLOEXEC, FILE_MODE);
+    struct stat stat;
+    if (!failed(fd)) {
+      if (mode == READ && !call(__NR_fstat, fd, &stat) && S_ISDIR(stat.st_mode)) return -EISDIR;
+      call(__NR_fcntl, fd, F_SETFL, flags & O_APPEND);
+      return fd;
+    }
+    if (fd == -ENOENT && no_folder) return no_folder;
+    const int waits = fd == -EAGAIN || (fd == -ENXIO && !call(__NR_stat, path, &stat) && S_ISFIFO(stat.st_mode));
+    if (!waits || is_given_up(COPIED, READER_DELAY)) return fd;
+  }
+}
+
+/* Copies until the input is at its end or nobody takes the output. Gives the error of what could not be written, 0 for none. */
+static long copy_all(long from, long to, int is_input) {
+  char buffer[COPY_SIZE];
+  long lost = 0;
+  for (;;) {
+    if (is_input) {
+      /* A terminal, say, may have nothing for ever, while the container ends. */
+      struct pollfd polled[2] = {{(int)from, POLLIN, 0}, {(int)to, 0, 0}};
+      call(__NR_ppoll, polled, 2, 0, 0, 0);
+      if (polled[1].revents) return lost;
+    }
+    const long count = call(__NR_read, from, buffer, sizeof buffer);
+    if (count == -EINTR || count == -EAGAIN) continue;
+    if (count <= 0) return count ? count : lost;
+    for (long at = 0; at < count;) {
+      const long written = call(__NR_write, to, buffer + at, count - at);
+      if (written == -EPIPE) return is_input ? lost : written;
+      if (written == -EINTR) continue;
+      if (written <= 0) {
+        /* The disk is full, say. It is lost: the container is not to be kept waiting for room. */
+        lost = written ? written : -EIO;
+        break;
+      }
+      at += written;
+    }
+  }
+}
+
+/* Returns the exit status: the error of open(2), or of the last write(2) that has failed; 0 when all has been copied. */
+static int copy(char mode, char *path) {
+  const long file = open_file(mode, path);
+  if (failed(file)) return (int)-file;
+  call(__NR_chdir, "/"); /* the bundle may be unmounted */
+  call(__NR_write, OPENED, "", 1);
+  close_fd(OPENED);
+  return (int)(mode == READ ? -copy_all(file, COPIED, 1) : -copy_all(COPIED, file, 0));
+}
+
+static int is_copier(const struct started *started) {
+  return started->argc == 4 && begins_with(started->argv[1], COPY) && !started->argv[1][sizeof COPY - 1];
 }
 
 /* --- What Deno is started from ------------------------------------------------------------------------------------------ */
@@ -988,16 +1115,22 @@ __attribute__((noreturn, used)) static void enter(const uintptr_t *stack) {
   if (argc > 2 + NEEDS && begins_with((const char *)*argv, CHILD))
     become_child((const char *const *)argv, (const char *const *)envp);
   const uint64_t signals = block_signals();
+  uintptr_t image = (uintptr_t)&header;
+  for (size_t i = 0; i < phnum; i++) {
+    const uintptr_t start = page_down(base + phdrs[i].p_vaddr - header.bias);
+    if (phdrs[i].p_type == PT_LOAD && start < image) image = start;
+  }
+
   const struct started started = {(const char *const *)argv, (const char *const *)envp, argc, envc, entered};
+  if (is_copier(&started)) {
+    call(__NR_prctl, PR_SET_NAME, "shim-copy", 0);
+    drop_image(image);
+    call(__NR_exit_group, copy(*started.argv[2], (char *)argv[3]));
+  }
   if (may_be_hosted(&started)) {
     const uint32_t group = group_size(&started);
     struct holder holder = {.build = header.build, .last_build = header.build};
     const long host = group > 1 ? find_host(&started, &holder, group) : -1;
-    uintptr_t image = (uintptr_t)&header;
-    for (size_t i = 0; i < phnum; i++) {
-      const uintptr_t start = page_down(base + phdrs[i].p_vaddr - header.bias);
-      if (phdrs[i].p_type == PT_LOAD && start < image) image = start;
-    }
     if (host >= 0) hold(host, &started, &holder, group, image, signals);
   }
   if (argc > 1 && begins_with(started.argv[1], "host")) call(__NR_prctl, PR_SET_NAME, "shim-host", 0);

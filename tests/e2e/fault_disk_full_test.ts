@@ -83,14 +83,16 @@ onlyOurs(
 
 onlyOurs(
   "it copies no further, and the process hangs",
-  "a log that is full is for the process to deal with, as any full disk is; the shim goes on",
+  "a process whose log is full loses output, which its shim says, and goes on",
   async () => {
     await using disk = await SmallDisk.mount();
-    const args = ["sh", "-c", "dd if=/dev/zero bs=1024 count=1024 2>/dev/null || exit 7"];
+    const args = ["sh", "-c", "dd if=/dev/zero bs=1024 count=2048 2>/dev/null; exit 7"];
     await withServed({ args }, async ({ shim }) => {
       await shim.run({ stdout: `file://${disk.folder}/log`, stderr: `file://${disk.folder}/log` });
       assertEquals((await shim.wait()).status, 7);
       await shim.delete();
+      assert(Deno.statSync(`${disk.folder}/log`).size > 0);
+      assertMatch(shim.unreadLog(), /level=error msg="a file has not taken all .* error="write .*\/log: no space left/);
     });
   },
 );

@@ -59,7 +59,8 @@ onlyOurs(
       // The list is in 1, and the folder that is listed is the last.
       assertEquals(lines.map((line) => / (\d+) -> /.exec(line)?.[1]), ["0", "1", "2", "3", "4", "5", "6"]);
       for (const number of [3, 4, 5]) assertMatch(lines[number]!, /-> pipe:/);
-      for (const number of [0, 2]) assertMatch(lines[number]!, /-> \/dev\/null$/);
+      // As the root of a mount of its own: ffi/null.ts.
+      for (const number of [0, 2]) assertMatch(lines[number]!, /-> (\/dev\/null|\/)$/);
     }),
 );
 

@@ -383,8 +383,8 @@ onlyHosted(
       await shim.startProcess();
       await replaceHost(machine);
       assertEquals((await shim.wait()).status, 3);
-      assert(await Deno.readTextFile(`${shim.folder}/log`) === lines(MANY), "not all has been written");
       await shim.delete();
+      assert(await Deno.readTextFile(`${shim.folder}/log`) === lines(MANY), "not all has been written");
     }),
 );
 
