@@ -8,11 +8,14 @@ import { inModes, newPlace, WAY } from "./env.ts";
 import { withServed } from "./fault.ts";
 import { endContainer, field, HOLDER_KIB, onlyHosted, withHosted, withHostedShims } from "./host.ts";
 import { paths, removeFolder } from "./leftovers.ts";
+import { modes } from "./modes.ts";
 import { bursting, countNumbered } from "./numbered.ts";
 import { descriptorsOf, isAlive, type Process, processOf } from "./proc.ts";
 import { assertStatus, type Shim, type ShimOptions, Status, withShim } from "./shim.ts";
 import { later, replaceHost } from "./takeover.ts";
 import { until } from "./until.ts";
+
+modes(["hosted", "alone"], "a host's child is started by its holder");
 
 /** Why a test runs once. */
 const SAME = "what copies is the same process";
