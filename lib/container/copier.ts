@@ -87,13 +87,19 @@ export class Copier {
     const [own, end] = file.mode === "read" ? [write, read] : [read, write];
     try {
       const opened = pipe();
+      const started = Promise.withResolvers<number>();
+      // Where the shim ends, or its container's process has, whoever waits here is told.
+      const run = reaper.run({
+        program: reaper.executable!,
+        args: [NAME, COPY, file.mode, file.path],
+        descriptors: [own, opened.write],
+        environment: [],
+        started: started.resolve,
+        onExit: (exit) => copier.#onExit(exit),
+      });
+      run.catch(started.reject);
       try {
-        copier.#pid = await reaper.start({
-          program: reaper.executable!,
-          args: [NAME, COPY, file.mode, file.path],
-          descriptors: [own, opened.write],
-          environment: [],
-        }, (exit) => copier.#onExit(exit));
+        copier.#pid = await started.promise;
       } catch (error) {
         fds.close(opened.read);
         throw error;
@@ -101,7 +107,7 @@ export class Copier {
         fds.close(opened.write);
         fds.close(own);
       }
-      await copier.#opened(opened.read);
+      await copier.#opened(opened.read, run);
     } catch (error) {
       fds.close(end);
       throw error;
@@ -156,18 +162,16 @@ export class Copier {
     this.#exit.resolve(exit);
   }
 
-  /** Waits until the file has been opened, and closes the descriptor by which that is told. */
-  async #opened(fd: number): Promise<void> {
+  /** Waits until the file has been opened, or the process has ended, and closes the descriptor by which that is told. */
+  async #opened(fd: number, run: Promise<Exit>): Promise<void> {
     const { poller, timer } = this.#context;
-    const told = Promise.withResolvers<void>();
-    let isTold = false;
+    const told = Promise.withResolvers<true>();
+    let isTold: boolean | undefined;
     try {
-      poller.add(fd, Event.IN, () => {
-        isTold = true;
-        told.resolve();
-      });
-      await within(timer, OPEN_TIMEOUT_MS, told.promise);
-      this.#isOpen = isTold && fds.read(fd, new Uint8Array(1)) === 1;
+      poller.add(fd, Event.IN, () => told.resolve(true));
+      isTold = await within(timer, OPEN_TIMEOUT_MS, Promise.race([told.promise, run.then(() => true)]));
+      // There is a byte, or the end of file: nothing to wait for.
+      this.#isOpen = isTold === true && fds.read(fd, new Uint8Array(1)) === 1;
     } finally {
       poller.remove(fd);
       fds.close(fd);
@@ -175,7 +179,7 @@ export class Copier {
     const { path } = this.#file;
     if (!isTold) throw new Error(`${path} could not be opened within ${OPEN_TIMEOUT_MS / 1000} s`);
     if (this.#isOpen) return;
-    const { status } = await this.#exit.promise;
+    const { status } = await run;
     if (status > 0 && status < NO_ERROR) throw new SystemError("open", status, path);
     throw new Error(`${path} is not opened: the process that was to has ended with status ${status}`);
   }

@@ -10,13 +10,13 @@ import type { Logger } from "../log.ts";
 
 /** Asked of the kernel at once, in bytes: as much as a pipe may hold without privilege (pipe(7), pipe-max-size). */
 const PIECE = 1 << 20;
-/** Size of pipes that are made larger, in bytes: what is in both fits into one of them then. See {@link Stream.moveRest}. */
-const LARGE = PIECE / 2;
 /**
  * The same of a terminal, which holds 4 KiB and is filled again while it is read. The kernel gets pages for all that is
  * asked for before it looks what there is.
  */
 const TERMINAL_PIECE = 16_384;
+/** Size of pipes that are made larger, in bytes: what is in both fits into one of {@link PIECE} in the end. */
+const LARGE = PIECE / 2;
 /** Moved in one turn before the other streams have theirs, in bytes and in calls. */
 const TURN_BYTES = 1 << 20;
 const TURN_CALLS = 16;
@@ -180,10 +180,15 @@ export class Stream {
     }
     // Whoever still writes is not waited for; and a terminal does not say how much there is.
     let left = this.#terminal === "from" ? PIECE : unreadBytes(this.#from);
-    let hasRoom = false;
+    let [hasRoom, hasEnded] = [false, false];
     while (left > 0) {
       const count = this.#spliceIfThere(Math.min(left, this.#piece));
-      if (count === 0) break;
+      if (count === 0) {
+        // As in #pump: a terminal is asked twice.
+        if (hasEnded || this.#terminal !== "from") break;
+        hasEnded = true;
+        continue;
+      }
       if (count > 0) {
         this.#bytes += count;
         left -= count;

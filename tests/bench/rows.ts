@@ -1,6 +1,7 @@
 /** What is measured in a round, in its order. A new row is a new entry of {@linkcode steps}. */
 
 import { Signal } from "../../ffi/signals.ts";
+import { pause } from "../e2e/until.ts";
 import { callStep } from "./calls.ts";
 import { RUNTIMES } from "./daemon.ts";
 import type { Extent } from "./extent.ts";
@@ -25,7 +26,10 @@ export const START: Row = { name: "start", unit: "ms", digits: 1 };
 export const AROUND: Row = { name: "around a runtime that does nothing", unit: "ms" };
 /** Exec, Start, Wait and DeleteProcess. */
 export const EXEC: Row = { name: "exec of `true`, whole", unit: "ms", digits: 1 };
-/** From a process's being killed to the news of that from containerd. */
+/**
+ * From a process's being killed to the news of that from containerd. It has run for a while: the exit of one that ends at once
+ * is held back until its start is out.
+ */
 export const EXIT_EVENT: Row = { name: "exit to event delivered", unit: "ms" };
 /** From Kill of the container to what Wait answers. */
 export const KILL: Row = { name: "kill to Wait reply", unit: "ms" };
@@ -158,12 +162,16 @@ export const stepsAround: readonly Step<Subject>[] = [
  *
  * @returns ms
  */
+/** How long a process runs before it is killed, in ms. */
+const RUNNING_MS = 50;
+
 function exitToEvent(subject: Subject): Promise<number> {
   const id = newId();
   return subject.withHeldFifos(id, async (paths) => {
     await subject.exec(id, ["sleep", "1000"], paths);
     const pid = await subject.startProcess(id);
     const told = subject.daemon.exit(subject.namespace, id);
+    await pause(RUNNING_MS);
     const ms = await timed(() => {
       Deno.kill(pid, "SIGKILL");
       return told;
