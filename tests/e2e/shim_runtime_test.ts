@@ -4,6 +4,7 @@ import { assert, assertEquals, assertMatch } from "@std/assert";
 import { Code } from "../../lib/ttrpc/status.ts";
 import { onlyOurs, onlyOursInEachForm, OUR_EXECUTABLE } from "./env.ts";
 import { modes } from "./modes.ts";
+import { NULL_OR_LINK } from "./null.ts";
 import { assertStatus, withShim } from "./shim.ts";
 
 modes(["hosted", "alone"], "another process starts the runtime in each");
@@ -33,7 +34,7 @@ const RECORDING_RUNTIME = `#!/bin/sh
   while read -r line; do
     case $line in SigBlk:*|SigIgn:*) echo "$line" ;; esac
   done </proc/$$/status
-  for fd in /proc/$$/fd/*; do readlink $fd; done | sort | uniq
+  for fd in /proc/$$/fd/*; do ${NULL_OR_LINK}; done | sort | uniq
   echo
 } >>"$(dirname "$0")/record"
 exec runc "$@"
