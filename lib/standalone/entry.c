@@ -677,6 +677,9 @@ static int ask(long host, const struct started *started, struct holder *holder, 
  */
 static long find_host(const struct started *started, struct holder *holder, uint32_t group) {
   struct stat stat;
+  /* Without its standard descriptors this is nobody's shim. */
+  for (int fd = 0; fd < LISTENER; fd++)
+    if (failed(call(__NR_fcntl, fd, F_GETFD))) return -1;
   /* A host's standard descriptors, without which it does not start. */
   if (call(__NR_access, "/dev/null", R_OK | W_OK)) return -1;
   call(__NR_mkdir, FOLDER, 0700);
@@ -691,7 +694,7 @@ static long find_host(const struct started *started, struct holder *holder, uint
   uint64_t since = is_first ? started->entered : now();
   for (uint32_t slot = 0; slot < HOSTS;) {
     uint64_t timeout = START_TIMEOUT;
-    struct noted noted;
+    struct noted noted = {0, 0};
     char *const end = append_number(number, slot);
     append(address.path, path);
     append(end, ".lock");
@@ -711,7 +714,7 @@ static long find_host(const struct started *started, struct holder *holder, uint
       }
       close_fd(listener);
     } else {
-      if (call(__NR_pread64, lock, &noted, sizeof noted, 0) == sizeof noted) {
+      if (call(__NR_pread64, lock, &noted, sizeof noted, 0) > 0) {
         timeout = JOIN_TIMEOUT;
         if (noted.count >= group) {
           close_fd(lock);
@@ -724,9 +727,8 @@ static long find_host(const struct started *started, struct holder *holder, uint
     if (!is_first) timeout = holder->past.is_moved ? MOVE_TIMEOUT : patience(holder);
     const int is_late = now() - since > timeout;
     const long host = is_late ? -1 : call(__NR_socket, AF_UNIX, SEQPACKET | NONBLOCK | O_CLOEXEC, 0);
-    if (host < LISTENER) { /* without its standard descriptors this is nobody's shim */
+    if (failed(host)) {
       close_fd(lock);
-      close_fd(host);
       if (!is_late || !has_no_other_way(holder)) return -1;
       slot++;
       since = now();
@@ -736,9 +738,8 @@ static long find_host(const struct started *started, struct holder *holder, uint
       int answer = is_ours(host) ? ask(host, started, holder, group, since + timeout, turns) : REFUSED;
       if (answer == 0 && has_no_other_way(holder)) {
         /* What stands in the file is the number of whoever listens, which has it for its life. */
-        if (holder->is_watched && !call(__NR_fstat, lock, &stat) && stat.st_nlink &&
-            call(__NR_pread64, lock, &noted, sizeof noted, 0) == sizeof noted)
-          kill_host(host, noted.pid);
+        call(__NR_pread64, lock, &noted, sizeof noted, 0);
+        if (holder->is_watched && !call(__NR_fstat, lock, &stat) && stat.st_nlink) kill_host(host, noted.pid);
         answer = is_silent(host, holder, 1) ? FULL : -1;
         since = now();
       }
