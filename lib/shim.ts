@@ -25,7 +25,7 @@ import { Recorder } from "./record/recorder.ts";
 import { type Describer, INSPECT_SERVICE, inspection } from "./service/inspection.ts";
 import { LazyService } from "./service/lazy.ts";
 import { type Calls, crashOf, type KeeperOfAnother, type Past, takeOver } from "./takeover.ts";
-import { type BegunCall, type Call, Server } from "./ttrpc/server.ts";
+import { type Call, type ConnectionOptions, Server } from "./ttrpc/server.ts";
 
 /** Mode of the log FIFOs. */
 const LOG_MODE = 0o700;
@@ -313,9 +313,9 @@ export class Shim {
         found: (record) => {
           this.#lastError ??= record?.lastError;
           this.#lastWarning ??= record?.lastWarning;
-          this.#noteCrash(record);
+          this.#noteCrash(record, past.isHung);
         },
-        serve: (fd, shelf, part, begun) => this.#serve(fd, shelf, { peer: peerCredentials(fd).pid, part, begun }),
+        serve: (fd, shelf, options) => this.#serve(fd, shelf, { peer: peerCredentials(fd).pid, ...options }),
         onSignal: (signal) => this.onSignal(signal),
         end: () => this.#end(),
       },
@@ -324,14 +324,15 @@ export class Shim {
     );
   }
 
-  #noteCrash(record: ShimRecord | undefined): void {
+  #noteCrash(record: ShimRecord | undefined, isHung: boolean): void {
     const pidfd = this.#shelf.find(Role.HOST);
-    const { crashes, line } = crashOf(record, pidfd);
+    const { crashes, line } = crashOf(record, pidfd, isHung);
     this.#crashes = crashes;
     // Calls come first: the first line of a log takes a while.
     this.#place.timer(CRASH_LINE_DELAY_MS, () => {
       if (this.#abandoned) return;
-      if (line !== undefined) this.log.warn("the host of this shim has died, and another goes on", line);
+      if (line !== undefined && isHung) this.log.error("the host of this shim has hung, and was killed", line);
+      else if (line !== undefined) this.log.warn("the host of this shim has died, and another goes on", line);
       this.save();
     });
     if (pidfd !== undefined) this.#shelf.close(pidfd);
@@ -460,18 +461,14 @@ export class Shim {
   #serve(
     fd: number,
     shelf: Shelf,
-    { peer, part, begun = [] }: {
-      readonly peer: number;
-      readonly part?: Part | undefined;
-      readonly begun?: readonly BegunCall[];
-    },
+    { part, ...options }: ConnectionOptions & { readonly part?: Part | undefined },
   ): void {
     const calls = this.#calls?.file;
     const { poller } = this.#place;
     const connection = new Connection(poller, fd, { peeks: calls !== undefined, close: () => shelf.release() });
     const conn = calls === undefined ? connection : new KeptConnection(connection, calls, shelf.slot, part);
     // What many have left behind would stay until a child is started.
-    this.#server.serveConnection(conn, { number: shelf.slot, peer, begun }).then(this.#place.noteWork);
+    this.#server.serveConnection(conn, { ...options, number: shelf.slot }).then(this.#place.noteWork);
   }
 
   async #end(): Promise<void> {

@@ -14,13 +14,15 @@ import type { ShimRecord } from "./record/record.ts";
 import { readRecord, type Recorder } from "./record/recorder.ts";
 import { INSPECT_METHOD } from "./service/inspection.ts";
 import type { LazyService, Loaded } from "./service/lazy.ts";
-import type { BegunCall, Server } from "./ttrpc/server.ts";
+import type { ConnectionOptions, Server } from "./ttrpc/server.ts";
 
 /** Methods that change nothing. */
 const READING: readonly string[] = ["Wait", "State", "ListPids", "ShimInfo", INSPECT_METHOD];
 /** How many processes in a row may die within so many ms of going on with a call, before it is taken for the reason. */
 const MOST_TRIES = 10;
 const TRY_MS = 100;
+/** How many may hang while they are answering a call: each keeps all its containers waiting for as long as it is waited for. */
+const MOST_HANGS = 2;
 
 /** A {@link Keeper} that another process's descriptors may have been brought from. */
 export interface KeeperOfAnother extends Keeper {
@@ -34,6 +36,8 @@ export interface KeeperOfAnother extends Keeper {
 
 /** What is known of the process that has had the shim before. */
 export interface Past {
+  /** Whether it has hung, and been killed for that. */
+  readonly isHung: boolean;
   /** Signals that it has not said to have dealt with. */
   readonly signals: readonly number[];
   /** The last child that has been asked for. */
@@ -76,8 +80,12 @@ export interface Taken {
   readonly timer: Timer;
   /** Told what the other process has written down. */
   found(record: ShimRecord | undefined): void;
-  /** Serves a connection with what has been read of a frame, and calls that have been begun with. */
-  serve(fd: number, shelf: Shelf, part: Part | undefined, begun: readonly BegunCall[]): void;
+  /** Serves a connection with what has been read of a frame, and what is known of its calls. */
+  serve(
+    fd: number,
+    shelf: Shelf,
+    options: Pick<ConnectionOptions, "begun" | "suspects"> & { readonly part: Part | undefined },
+  ): void;
   /** Deals with a signal that the other process has not said to have dealt with. */
   onSignal(signal: number): void;
   /** Ends it, as it has been told to. */
@@ -89,7 +97,7 @@ export interface Taken {
  *
  * @param listen called when exits can be
  */
-export async function takeOver(shim: Taken, { spawned, signals }: Past, listen: () => void): Promise<void> {
+export async function takeOver(shim: Taken, { spawned, signals, isHung }: Past, listen: () => void): Promise<void> {
   const { folder, keeper, log, reaper, commands, recorder, events } = shim;
   let record: ShimRecord | undefined;
   let isDoubtful = false;
@@ -119,7 +127,7 @@ export async function takeOver(shim: Taken, { spawned, signals }: Past, listen: 
     listen();
     await salvage(shim, service);
   }
-  goOn(shim, isDoubtful ? "the shim's host has died, and what was done by then is not known" : undefined);
+  goOn(shim, isHung, isDoubtful ? "the shim's host has died, and what was done by then is not known" : undefined);
   const changing = [...shim.server.inFlight].filter(({ method }) => method !== "Wait").map(({ ended }) => ended);
   for (const signal of signals) shim.onSignal(signal);
   if (record?.isEnding) changing.push(shim.end());
@@ -146,15 +154,26 @@ async function salvage({ recorder, log }: Taken, service: Loaded): Promise<void>
 /**
  * Goes on with connections, and calls that have not been answered.
  *
+ * @param isHung whether the process that was answering them has hung
  * @param doubt why calls that change something are not gone on with
  */
-function goOn({ calls: { calls, parts, file }, keeper, server, timer, serve }: Taken, doubt: string | undefined): void {
+function goOn(shim: Taken, isHung: boolean, doubt: string | undefined): void {
+  const { calls: { calls, parts, file }, keeper, server, timer, serve } = shim;
   const now = Date.now();
+  const suspects = isHung ? 1 : 0;
   const begun = calls.map((call) => {
     file.resume(call);
     const { id, connection, stream, payload, at, isAnswered, tries } = call;
-    const reason = tries < MOST_TRIES ? doubt : `${tries} hosts of the shim have died of it`;
-    const refusal = (method: string) => READING.includes(method) ? undefined : reason;
+    const hangs = call.hangs + suspects;
+    file.hung(call, hangs);
+    const harm = hangs >= MOST_HANGS
+      ? `${hangs} hosts of the shim have hung while they were answering it`
+      : tries >= MOST_TRIES
+      ? `${tries} hosts of the shim have died of it`
+      : undefined;
+    // There is always a Wait, whatever a host does.
+    const refusal = (method: string) =>
+      method === "Wait" ? undefined : harm ?? (READING.includes(method) ? undefined : doubt);
     const startedAt = performance.now() - Math.max(0, now - at);
     return { id, connection, stream, request: payload, startedAt, isAnswered, refusal };
   });
@@ -166,7 +185,8 @@ function goOn({ calls: { calls, parts, file }, keeper, server, timer, serve }: T
     if (fd === undefined || !statDescriptor(fd).isSocket || isListening(fd)) continue;
     connected.add(slot);
     const own = begun.filter(({ connection }) => connection === slot);
-    serve(fd, keeper.place(slot), parts.find(({ connection }) => connection === slot), own);
+    const part = parts.find(({ connection }) => connection === slot);
+    serve(fd, keeper.place(slot), { part, begun: own, suspects });
   }
   for (const each of begun) {
     if (!connected.has(each.connection)) server.goOn(each);
@@ -185,10 +205,12 @@ export interface Crashes {
  * Whether a process has died that has had a shim.
  *
  * @param pidfd its own
+ * @param isHung whether it has hung, and been killed for that
  */
-export function crashOf(record: ShimRecord | undefined, pidfd: number | undefined): Crashes {
+export function crashOf(record: ShimRecord | undefined, pidfd: number | undefined, isHung: boolean): Crashes {
   if (record?.host === 0) return { crashes: record.crashes };
-  const reason = pidfd === undefined ? "unknown" : describeEnd(pidfd, record?.host);
+  const end = pidfd === undefined ? "unknown" : describeEnd(pidfd, record?.host);
+  const reason = isHung ? `${end}, because it had hung` : end;
   const count = (record?.crashes.count ?? 0) + 1;
   return {
     crashes: { count, at: Date.now(), reason },

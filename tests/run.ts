@@ -37,6 +37,7 @@ const BESIDE: readonly string[] = [
   "fault_stdio_test.ts",
   "fault_system_test.ts",
   "logger_test.ts",
+  "watchdog_test.ts",
   // Long.
   "cgroup2_test.ts",
   "checkpoint_ctr_test.ts",

@@ -312,6 +312,8 @@ export class Holder implements Parent {
 
   #received(message: FromHolder, descriptors: readonly number[]): void {
     switch (message.kind) {
+      case "ping":
+        return this.tell("pong");
       case "spawned":
         return this.#spawned(message);
       case "held": {

@@ -186,7 +186,7 @@ class Host {
     this.#linger?.[Symbol.dispose]();
     this.#linger = undefined;
     this.#noteSize();
-    holder.tell("accepted");
+    holder.tell("accepted", Deno.pid);
     return member;
   }
 
@@ -314,9 +314,9 @@ class Host {
     else this.#wait();
   }
 
-  /** Tells those who look for a host that it has started, and whether it is full. */
+  /** Tells those who look for a host that it has started, whether it is full, and whom they may kill if it does not answer. */
   #noteSize(): void {
-    fds.writeAt(LOCK, new Uint8Array(new Uint32Array([this.#members.size]).buffer), 0);
+    fds.writeAt(LOCK, new Uint8Array(new Uint32Array([this.#members.size, Deno.pid]).buffer), 0);
   }
 
   #wait(): void {

@@ -8,7 +8,7 @@ import type { ChildOptions } from "../../ffi/process.ts";
 import { count, object, type Schema, text } from "../record/schema.ts";
 
 /** The first words of what a holder says, and of what a host does. */
-const FROM_HOLDER = { join: 1, go: 2, signalled: 3, exited: 4, spawned: 5, held: 6 } as const;
+const FROM_HOLDER = { join: 1, go: 2, signalled: 3, exited: 4, spawned: 5, held: 6, ping: 7 } as const;
 const FROM_HOST = {
   accepted: 1,
   refused: 2,
@@ -21,8 +21,11 @@ const FROM_HOST = {
   accept: 9,
   open: 10,
   move: 11,
+  pong: 12,
 } as const;
-const PROTOCOL = 2;
+/** What this build's holders speak; and those of 0.1, which send no ping. */
+const PROTOCOL = 3;
+const PROTOCOLS: readonly number[] = [2, PROTOCOL];
 
 /** struct join, and where its fields are; those of struct past last. */
 const JOIN_SIZE = 72;
@@ -37,7 +40,9 @@ const JOIN = {
   signals: 40,
   spawned: { pid: 52, error: 56, serial: 60 },
   hosts: 64,
+  /** u16 each. */
   isMoved: 68,
+  isHung: 70,
 } as const;
 /** What `containerd-shim upgrade` says: kind, protocol, build, whether it is to be done; the executable comes with that. */
 const UPGRADE = 100;
@@ -91,6 +96,8 @@ export interface Join {
   readonly hosts: number;
   /** Whether it comes from one of another build, which it can go back to. */
   readonly isMoved: boolean;
+  /** Whether the last of them has hung, and been killed. */
+  readonly isHung: boolean;
   /** Signals which the last of them has not said to have dealt with. */
   readonly signals: readonly number[];
   /** The last child that it has been asked for. */
@@ -111,6 +118,7 @@ export interface Spawned {
 export type FromHolder =
   | Join
   | { readonly kind: "go" }
+  | { readonly kind: "ping" }
   /** No holder does: see {@link upgradeRequest}. */
   | { readonly kind: "upgrade"; readonly build: bigint; readonly goes: boolean }
   | { readonly kind: "signalled"; readonly signal: number }
@@ -137,6 +145,8 @@ export function decode(bytes: Uint8Array): FromHolder {
     switch (kind) {
       case FROM_HOLDER.go:
         return { kind: "go" };
+      case FROM_HOLDER.ping:
+        return { kind: "ping" };
       case FROM_HOLDER.signalled:
         return { kind: "signalled", signal: what };
       case FROM_HOLDER.exited:
@@ -152,7 +162,9 @@ export function decode(bytes: Uint8Array): FromHolder {
 
 function decodeJoin(bytes: Uint8Array, view: DataView): Join {
   const protocol = bytes.length >= JOIN_SIZE ? view.getUint32(JOIN.protocol, true) : 0;
-  if (protocol !== PROTOCOL) throw new Error(`a holder speaks version ${protocol} of the protocol, not ${PROTOCOL}`);
+  if (!PROTOCOLS.includes(protocol)) {
+    throw new Error(`a holder speaks version ${protocol} of the protocol, not ${PROTOCOLS.join(" or ")}`);
+  }
   const folderEnd = JOIN_SIZE + view.getUint32(JOIN.folderSize, true);
   const count = view.getUint32(JOIN.arguments, true);
   // Each is decoded by itself, if it is wanted: a part of a decoded text would keep all of it.
@@ -178,7 +190,8 @@ function decodeJoin(bytes: Uint8Array, view: DataView): Join {
       return found && decoder.decode(found.subarray(start.length));
     },
     hosts: view.getUint32(JOIN.hosts, true),
-    isMoved: view.getUint32(JOIN.isMoved, true) !== 0,
+    isMoved: view.getUint16(JOIN.isMoved, true) !== 0,
+    isHung: view.getUint16(JOIN.isHung, true) !== 0,
     signals: signalsOf(view.getBigUint64(JOIN.signals, true)),
     spawned: {
       serial: view.getInt32(JOIN.spawned.serial, true),

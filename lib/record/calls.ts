@@ -12,7 +12,18 @@ import { MemoryFile } from "../../ffi/memfd.ts";
 const MAGIC = new TextEncoder().encode("SHIMCAL1");
 /** The header of an entry, in bytes, and where its fields are: f64 the time, u32 all others; little-endian. */
 const HEADER_SIZE = 48;
-const FIELD = { room: 0, kind: 4, id: 8, connection: 12, stream: 16, tries: 20, at: 24, length: 32, sum: 36 } as const;
+const FIELD = {
+  room: 0,
+  kind: 4,
+  id: 8,
+  connection: 12,
+  stream: 16,
+  tries: 20,
+  at: 24,
+  length: 32,
+  sum: 36,
+  hangs: 40,
+} as const;
 /** Kinds of entries. */
 const Kind = { FREE: 0, CALL: 1, ANSWERED: 2, PART: 3 } as const;
 /** The least room for a content, in bytes; more is a power of two times that. */
@@ -34,6 +45,8 @@ export interface CallRecord {
   readonly at: number;
   /** How many processes in a row have died soon after they had gone on with it. */
   readonly tries: number;
+  /** How many processes have hung while they were answering it. */
+  readonly hangs: number;
   /** Whether it has its answer, and is only not at its end. */
   readonly isAnswered: boolean;
   /** The request, as it came. */
@@ -118,6 +131,7 @@ export class CallFile {
           stream: get(FIELD.stream),
           at: view.getFloat64(FIELD.at, true),
           tries: get(FIELD.tries),
+          hangs: get(FIELD.hangs),
           isAnswered: kind === Kind.ANSWERED,
           payload,
         });
@@ -133,8 +147,12 @@ export class CallFile {
     this.#lastId = Math.max(this.#lastId, id);
   }
 
-  /** Notes a call, and gives it a number that none before it has had. */
-  begin(connection: number, stream: number, payload: Uint8Array): number {
+  /**
+   * Notes a call, and gives it a number that none before it has had.
+   *
+   * @param hangs how many processes have hung that had its request before them
+   */
+  begin(connection: number, stream: number, payload: Uint8Array, hangs = 0): number {
     const id = ++this.#lastId;
     const entry = this.#take(payload.length);
     const bytes = new Uint8Array(HEADER_SIZE + payload.length);
@@ -148,6 +166,7 @@ export class CallFile {
     view.setFloat64(FIELD.at, Date.now(), true);
     set(FIELD.length, payload.length);
     set(FIELD.sum, checksum(payload));
+    set(FIELD.hangs, hangs);
     bytes.set(payload, HEADER_SIZE);
     fds.writeAt(this.fd, bytes, entry.at);
     this.#calls.set(id, entry);
@@ -157,6 +176,11 @@ export class CallFile {
   /** Notes that a call is gone on with. */
   resume({ id, tries }: CallRecord): void {
     this.#set(this.#calls.get(id), FIELD.tries, tries + 1);
+  }
+
+  /** Notes how many processes have hung while they were answering a call. */
+  hung({ id }: Pick<CallRecord, "id">, hangs: number): void {
+    this.#set(this.#calls.get(id), FIELD.hangs, hangs);
   }
 
   /** Notes that going on with calls has done no harm. */

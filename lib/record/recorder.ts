@@ -135,8 +135,8 @@ export class Recorder implements Journal {
     }
   }
 
-  begin(connection: number, stream: number, request: Uint8Array): number {
-    return this.#options.calls.begin(connection, stream, request);
+  begin(connection: number, stream: number, request: Uint8Array, hangs?: number): number {
+    return this.#options.calls.begin(connection, stream, request, hangs);
   }
 
   answered(id: number): void {

@@ -281,7 +281,7 @@ __attribute__((noreturn)) static void become_child(const char *const *argv, cons
  * The two speak over a Unix socket that keeps messages apart (SOCK_SEQPACKET, unix(7)). This is the one description of the
  * messages; lib/host/protocol.ts reads and writes the same. Numbers are of this machine's byte order.
  */
-enum { PROTOCOL = 2 };
+enum { PROTOCOL = 3 }; /* 2: of 0.1, whose holders send no PING */
 
 /* From the holder, each a struct told but the first, which is a struct join. */
 enum {
@@ -293,11 +293,12 @@ enum {
   SPAWNED,   /* what: the pid, or 0 and detail: the error, more: what SPAWN was numbered with; before any EXITED of it */
   HELD,      /* what: the number of the descriptor that comes with it, more: which of the numbers after that come too (bit 0 is
                 the next); or of one that cannot be had, and detail: the error */
+  PING,      /* to be answered by PONG */
 };
 
 /* From the host, each a struct order. */
 enum {
-  ACCEPTED = 1,
+  ACCEPTED = 1, /* value: the pid of the host; 0 where that does not answer a PING */
   REFUSED, /* go alone */
   FULL,    /* go to the next host */
   END,     /* value: the exit status */
@@ -308,6 +309,7 @@ enum {
   ACCEPT,  /* from the listening socket that `from` is the number of */
   OPEN,    /* a path, which follows, with the flags `flags` of open(2); held open with `first` meanwhile, if that can be */
   MOVE,    /* to a host of the build that `build` tells, whose executable comes with it */
+  PONG,    /* it lives */
 };
 
 /*
@@ -332,7 +334,8 @@ struct join {
       int32_t more;
     } spawned; /* the last */
     uint32_t hosts; /* that it has had */
-    uint32_t is_moved; /* to a build that is not its own */
+    uint16_t is_moved; /* to a build that is not its own */
+    uint16_t is_hung;  /* whether the last one has been killed because it did not answer any more */
   } past;
 };
 
@@ -364,6 +367,7 @@ struct order {
 
 #define FOLDER "/run/containerd-shim"
 #define GROUP "CONTAINERD_SHIM_GROUP="
+#define WATCHDOG "CONTAINERD_SHIM_WATCHDOG="
 
 enum {
   LISTENER = 3, /* the descriptor that containerd passes */
@@ -373,6 +377,9 @@ enum {
   LAST_EXECUTABLE, /* that of the build before, */
   KEPT = 8,     /* and the first of those that it keeps */
   DEFAULT_GROUP = 32,
+  DEFAULT_WATCHDOG = 10, /* in s: how long a host may give no sign of life */
+  ASKS = 5, /* how often it is asked for one in that time */
+  ASKS_AT_START = 10 * ASKS, /* the same for one that is only starting: the machine may be short of CPUs */
   HOSTS = 100,  /* of one kind, at most: named by numbers below that */
   MAX_GIVEN = 8, /* descriptors that come with a message */
   MAX_FOLDER = 4096,
@@ -382,7 +389,10 @@ enum {
 };
 
 /* In ns: how long a host may take to answer, and one that is only starting, which a shim by itself would have to do too. */
-static const uint64_t JOIN_TIMEOUT = 200000000, START_TIMEOUT = 999999999, RETRY_DELAY = 1000000;
+static const uint64_t SECOND = 1000000000, JOIN_TIMEOUT = 200000000, START_TIMEOUT = 999999999, RETRY_DELAY = 1000000;
+
+/* How long is rested where no host has come for a second. */
+static const uint64_t LONG_RETRY_DELAY = 50000000;
 
 /* The same for a holder that is to move to another build, which may never come up. */
 static const uint64_t MOVE_TIMEOUT = 5000000000;
@@ -391,7 +401,7 @@ static const uint64_t MOVE_TIMEOUT = 5000000000;
 enum { AF_UNIX = 1, SCM_RIGHTS = 1, MSG_PEEK = 2, MSG_CTRUNC = 8, MSG_TRUNC = 0x20, MSG_DONTWAIT = 0x40 };
 enum { R_OK = 4, W_OK = 2 };
 enum { P_ALL = 0, WNOHANG = 1, WEXITED = 4, WNOWAIT = 0x01000000 };
-enum { SEQPACKET = 5, NONBLOCK = 04000, MSG_NOSIGNAL = 0x4000, MSG_CMSG_CLOEXEC = 0x40000000, BACKLOG = 4096 };
+enum { DATAGRAM = 2, SEQPACKET = 5, NONBLOCK = 04000, MSG_NOSIGNAL = 0x4000, MSG_CMSG_CLOEXEC = 0x40000000, BACKLOG = 4096 };
 
 struct address {
   uint16_t family;
@@ -449,6 +459,12 @@ static void rest(uint64_t ns) {
   call(__NR_nanosleep, &time, 0);
 }
 
+/* Waits at most so many ns for something to come. Returns how many of the descriptors have something. */
+static long wait_for(struct pollfd *polled, size_t count, int64_t ns) {
+  const struct __kernel_timespec time = {ns > 0 ? ns / (int64_t)SECOND : 0, ns > 0 ? ns % (int64_t)SECOND : 0};
+  return call(__NR_ppoll, polled, count, &time, 0, 0);
+}
+
 /* With as many descriptors of `rights`. */
 static void tell(long host, const struct told *told, struct rights *rights, size_t count) {
   const struct piece piece = {told, sizeof *told};
@@ -500,7 +516,18 @@ struct holder {
   int highest;    /* number of what it keeps, at most */
   int32_t exited; /* of whom the host has been told and who is not reaped yet; none is told of until it has once said DONE */
   struct past past;
+  uint64_t turn; /* in ns: how often the host is asked for a sign of life, if it gives none */
+  uint64_t due;  /* ns of CLOCK_MONOTONIC: when that is to be done next */
+  int is_watched; /* whether a host that gives none is killed */
+  int32_t host;   /* the pid of its host; 0: that does not answer */
+  int talks;      /* whether the host has said anything in this turn but that it lives */
+  uint32_t asked; /* how often in a row without an answer */
+  uint64_t lost;  /* ns of CLOCK_MONOTONIC: since when there is no host */
+  uint32_t has_reported; /* that there is none */
 };
+
+/* How long a host may give no sign of life, in ns. */
+static uint64_t patience(const struct holder *holder) { return holder->turn * ASKS; }
 
 /*
  * Starts a host: a child of nobody here, unless that is a holder, whose children's children are its own; in a session of its
@@ -529,6 +556,12 @@ static void start_host(const struct started *started, const struct holder *holde
   call(__NR_exit_group, 0);
 }
 
+/* What a host that has started writes into the file of its lock. */
+struct noted {
+  uint32_t count; /* of its containers */
+  int32_t pid;
+};
+
 static int is_ours(long host) {
   int32_t peer[3]; /* struct ucred */
   uint32_t size = sizeof peer;
@@ -537,11 +570,76 @@ static int is_ours(long host) {
 }
 
 /*
+ * Tells syslog(3) of an error, which no host can, and with it the journal, that has /dev/log where there is one. It is lost where
+ * nobody takes it.
+ */
+static void report(const char *message) {
+  char line[256 + MAX_FOLDER], *end = append(append(append(line, "<27>containerd-shim: "), message), " path=");
+  const long size = call(__NR_getcwd, end, MAX_FOLDER);
+  const struct address address = {AF_UNIX, "/dev/log"};
+  const long socket = call(__NR_socket, AF_UNIX, DATAGRAM | O_CLOEXEC, 0);
+  call(__NR_sendto, socket, line, end - line + (failed(size) ? 0 : size - 1), MSG_DONTWAIT, &address, sizeof address);
+  close_fd(socket);
+}
+
+/* Whether this process can only wait for a host, and not become a shim by itself, or go back to another build. */
+static int has_no_other_way(const struct holder *holder) { return holder->past.hosts && !holder->past.is_moved; }
+
+/*
+ * To be called again and again while there is no host. That none comes for long is reported. Who is told to end then, ends:
+ * containerd sees that, and has the OCI runtime kill the container and remove it, as with any shim that dies. A holder by
+ * itself cannot: it knows neither the runtime nor what belongs to the container.
+ */
+static void be_without_host(struct holder *holder) {
+  if (!holder->past.hosts || now() - holder->lost < patience(holder)) return;
+  if (!holder->has_reported++) report("the shim has no host: no call is answered, and on SIGTERM it ends without its container");
+  uint64_t signals = 0;
+  call(__NR_rt_sigpending, &signals, sizeof signals);
+  if ((signals | holder->past.signals) & (BIT(SIGTERM) | BIT(SIGINT))) call(__NR_exit_group, NOT_HELD);
+}
+
+/* Waits before it is tried once more to find a host. */
+static void wait_for_host(struct holder *holder) {
+  be_without_host(holder);
+  rest(holder->past.hosts && now() - holder->lost > START_TIMEOUT ? LONG_RETRY_DELAY : RETRY_DELAY);
+}
+
+/*
+ * Whether a host says nothing for so many turns on end. One in which this process has not been running itself, because it
+ * was stopped or frozen, does not count.
+ */
+static int is_silent(long host, struct holder *holder, int turns) {
+  for (int turn = 0; turn < turns; turn++) {
+    const uint64_t since = now();
+    struct pollfd poll = {(int)host, POLLIN, 0};
+    if (wait_for(&poll, 1, (int64_t)holder->turn)) return 0;
+    if (now() - since > holder->turn + holder->turn / 2) turn = -1;
+    be_without_host(holder);
+  }
+  return 1;
+}
+
+/*
+ * Kills a host. As long as the connection to it is not at its end, that process is there, and no other has its number: that is
+ * looked at when there is a descriptor of it, or where there can be none (before Linux 5.3), just before.
+ */
+static void kill_host(long connection, int32_t pid) {
+  char byte;
+  if (pid <= 0) return;
+  const long process = call(__NR_pidfd_open, pid, 0);
+  if (call(__NR_recvfrom, connection, &byte, sizeof byte, MSG_PEEK | MSG_DONTWAIT, 0, 0) == -EAGAIN &&
+      failed(call(__NR_pidfd_send_signal, process, SIGKILL, 0, 0)) && process != -ESRCH)
+    call(__NR_kill, pid, SIGKILL);
+  close_fd(process);
+}
+
+/*
  * Asks a host that is connected to take this container.
  *
- * Returns what it says; 0 when it does not say anything in time, -1 when it has gone.
+ * Returns what it says; 0 when it does not say anything until then, or for so many turns where it is waited for; -1 when it
+ * has gone.
  */
-static int ask(long host, const struct started *started, const struct holder *holder, uint32_t group, uint64_t until) {
+static int ask(long host, const struct started *started, struct holder *holder, uint32_t group, uint64_t until, int turns) {
   char folder[MAX_FOLDER];
   long folder_size = call(__NR_getcwd, folder, sizeof folder); /* with its NUL */
   if (failed(folder_size) || *folder != '/') {
@@ -560,13 +658,13 @@ static int ask(long host, const struct started *started, const struct holder *ho
   const struct message message = {NULL, 0, pieces, 3, &rights, RIGHTS_HEADER + 2 * sizeof(int), 0};
   const long sent = call(__NR_sendmsg, host, &message, MSG_NOSIGNAL);
   if (failed(sent)) return sent == -EMSGSIZE ? REFUSED : -1;
-  const int64_t left = (int64_t)(until - now());
   struct pollfd poll = {(int)host, POLLIN, 0};
-  const struct __kernel_timespec time = {left > 0 ? left / 1000000000 : 0, left > 0 ? left % 1000000000 : 0};
-  if (call(__NR_ppoll, &poll, 1, &time, 0, 0) == 0) return 0;
+  if (has_no_other_way(holder) ? is_silent(host, holder, turns) : !wait_for(&poll, 1, (int64_t)(until - now()))) return 0;
   struct order order;
   const long length = call(__NR_recvfrom, host, &order, sizeof order, MSG_DONTWAIT, 0, 0);
-  return length == sizeof order ? (int)order.kind : -1;
+  if (length != sizeof order) return -1;
+  holder->host = order.value;
+  return (int)order.kind;
 }
 
 /*
@@ -577,21 +675,26 @@ static int ask(long host, const struct started *started, const struct holder *ho
  * host runs, so whoever comes meanwhile waits in its queue. A lock that is held while nothing listens is of a host that is
  * about to be started, or about to end.
  */
-static long find_host(const struct started *started, const struct holder *holder, uint32_t group) {
+static long find_host(const struct started *started, struct holder *holder, uint32_t group) {
   struct stat stat;
+  /* Without its standard descriptors this is nobody's shim. */
+  for (int fd = 0; fd < LISTENER; fd++)
+    if (failed(call(__NR_fcntl, fd, F_GETFD))) return -1;
   /* A host's standard descriptors, without which it does not start. */
   if (call(__NR_access, "/dev/null", R_OK | W_OK)) return -1;
   call(__NR_mkdir, FOLDER, 0700);
-  if (failed(call(__NR_lstat, FOLDER, &stat)) || !S_ISDIR(stat.st_mode) || stat.st_mode & 077 ||
-      stat.st_uid != (uint32_t)call(__NR_geteuid))
+  if (failed(call(__NR_lstat, FOLDER, &stat)) || !S_ISDIR(stat.st_mode) || stat.st_uid != (uint32_t)call(__NR_geteuid))
     return -1;
+  /* A holder has no other way than by this folder, which was its user's alone. Only root can put another in its place. */
+  if (stat.st_mode & 077 && (!holder->past.hosts || failed(call(__NR_chmod, FOLDER, 0700)))) return -1;
   struct address address = {AF_UNIX, {0}};
   char path[sizeof address.path];
   char *const number = append(append_number(append(append(path, FOLDER), "/"), kind_of_host(holder->build)), "-");
   const int is_first = !holder->past.hosts;
-  const uint64_t since = is_first ? started->entered : now();
+  uint64_t since = is_first ? started->entered : now();
   for (uint32_t slot = 0; slot < HOSTS;) {
     uint64_t timeout = START_TIMEOUT;
+    struct noted noted = {0, 0};
     char *const end = append_number(number, slot);
     append(address.path, path);
     append(end, ".lock");
@@ -611,36 +714,46 @@ static long find_host(const struct started *started, const struct holder *holder
       }
       close_fd(listener);
     } else {
-      uint32_t count; /* written down by a host that has started */
-      if (call(__NR_pread64, lock, &count, sizeof count, 0) == sizeof count) {
+      if (call(__NR_pread64, lock, &noted, sizeof noted, 0) > 0) {
         timeout = JOIN_TIMEOUT;
-        if (count >= group) {
+        if (noted.count >= group) {
           close_fd(lock);
           slot++;
           continue;
         }
       }
     }
-    close_fd(lock);
-    /* A holder has no other way: only one that is to move has. */
-    if (!is_first) timeout = holder->past.is_moved ? MOVE_TIMEOUT : UINT64_MAX / 4;
-    if (now() - since > timeout) return -1;
-    const long host = call(__NR_socket, AF_UNIX, SEQPACKET | NONBLOCK | O_CLOEXEC, 0);
-    if (host < LISTENER) { /* without its standard descriptors this is nobody's shim */
-      close_fd(host);
-      return -1;
+    const int turns = timeout == JOIN_TIMEOUT ? ASKS : ASKS_AT_START;
+    if (!is_first) timeout = holder->past.is_moved ? MOVE_TIMEOUT : patience(holder);
+    const int is_late = now() - since > timeout;
+    const long host = is_late ? -1 : call(__NR_socket, AF_UNIX, SEQPACKET | NONBLOCK | O_CLOEXEC, 0);
+    if (failed(host)) {
+      close_fd(lock);
+      if (!is_late || !has_no_other_way(holder)) return -1;
+      slot++;
+      since = now();
+      continue;
     }
     if (!call(__NR_connect, host, &address, sizeof address)) {
-      const int answer = is_ours(host) ? ask(host, started, holder, group, since + timeout) : REFUSED;
+      int answer = is_ours(host) ? ask(host, started, holder, group, since + timeout, turns) : REFUSED;
+      if (answer == 0 && has_no_other_way(holder)) {
+        /* What stands in the file is the number of whoever listens, which has it for its life. */
+        call(__NR_pread64, lock, &noted, sizeof noted, 0);
+        if (holder->is_watched && !call(__NR_fstat, lock, &stat) && stat.st_nlink) kill_host(host, noted.pid);
+        answer = is_silent(host, holder, 1) ? FULL : -1;
+        since = now();
+      }
+      close_fd(lock);
       if (answer == ACCEPTED) return host;
       /* That it is closed is what tells the host that nobody is left to be accepted. */
       close_fd(host);
       if (answer == 0 || (answer == REFUSED && (is_first || holder->past.is_moved))) return -1;
       if (answer == FULL || answer == REFUSED) slot++;
     } else {
+      close_fd(lock);
       close_fd(host);
     }
-    rest(RETRY_DELAY);
+    wait_for_host(holder);
   }
   return -1;
 }
@@ -717,15 +830,19 @@ static long place(struct holder *holder, long fd, int32_t number) {
   return placed;
 }
 
-/* Takes one message of the host, of `length` bytes; its memory is given back, and is shared with the child it may be for. */
-static void obey(struct holder *holder, size_t length, const char *const *environment) {
+/*
+ * Takes one message of the host, of `length` bytes; its memory is given back, and is shared with the child it may be for.
+ *
+ * Returns its kind.
+ */
+static uint32_t obey(struct holder *holder, size_t length, const char *const *environment) {
   /* Behind it a NUL, and room for as many pointers as there can be strings. */
   const size_t pointers = (length + sizeof(void *)) & -sizeof(void *);
   const size_t size = pointers + (length + 3) * sizeof(void *);
   char *const memory = (char *)call(__NR_mmap, 0, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   if (failed((long)memory)) {
     rest(RETRY_DELAY); /* the message is still there */
-    return;
+    return 0;
   }
   const struct piece piece = {memory, length};
   struct rights rights = {0};
@@ -791,7 +908,9 @@ static void obey(struct holder *holder, size_t length, const char *const *enviro
     tell(HOST, &told, &given, !failed(held));
   }
   while (count) close_fd(rights.fds[--count]);
+  const uint32_t kind = order->kind;
   call(__NR_munmap, memory, size);
+  return kind;
 }
 
 /* Has a host, which is connected, take over: hands it all that is kept. */
@@ -814,6 +933,8 @@ static void join_host(struct holder *holder, long host) {
   }
   holder->exited = -1;
   holder->past.hosts++;
+  holder->due = holder->asked = holder->has_reported = 0;
+  holder->talks = 1;
   const struct told told = {GO, 0, 0, 0};
   tell(HOST, &told, NULL, 0);
   /* What the way here has used of the stack, below the page that this function is in. */
@@ -823,6 +944,33 @@ static void join_host(struct holder *holder, long host) {
 /* Gives back what is Deno's, from `image` to this code's own pages. */
 static void drop_image(uintptr_t image) {
   call(__NR_munmap, image, (long)(page_down((uintptr_t)&header) - image));
+}
+
+/*
+ * To be called when all that the host has said has been read. Asks it for a sign of life when that is due, and kills it when
+ * it has been asked often enough. All holders ask at the same moments, so that an idle machine wakes once for all of them.
+ *
+ * Returns whether the host is to be taken for gone: it has been killed, and the kernel does not let it end.
+ */
+static int is_gone(struct holder *holder) {
+  const uint64_t time = now();
+  if (time < holder->due) return 0;
+  /* In time in which this process has not been running, its host may not have been either. */
+  const int is_late = time - holder->due > holder->turn / 2;
+  holder->due = (time / holder->turn + 1 + (uint64_t)is_late) * holder->turn;
+  if (is_late) holder->asked = 0;
+  if (holder->asked > ASKS) return 1;
+  if (holder->asked == ASKS) {
+    kill_host(HOST, holder->host);
+  } else {
+    const struct told told = {PING, 0, 0, 0};
+    const int is_alive = holder->talks;
+    holder->talks = 0;
+    if (is_alive) return 0;
+    tell(HOST, &told, NULL, 0);
+  }
+  holder->asked++;
+  return 0;
 }
 
 /*
@@ -839,19 +987,24 @@ __attribute__((noreturn)) static void hold(long host, const struct started *star
   for (;;) {
     const long length = call(__NR_recvfrom, HOST, 0, 0, MSG_PEEK | MSG_TRUNC | MSG_DONTWAIT, 0, 0);
     if (length > 0) {
-      obey(holder, (size_t)length, started->envp);
+      if (obey(holder, (size_t)length, started->envp) != PONG) holder->talks = 1;
+      holder->asked = 0;
       continue;
     }
     if (length == -ECONNRESET) continue; /* said once, and before what it has said last */
-    if (length != -EAGAIN) {
+    const int is_watched = holder->is_watched && holder->host > 0;
+    if (length != -EAGAIN || (is_watched && is_gone(holder))) {
       close_fd(HOST);
+      /* Another of its holders may have been the first to kill it. */
+      holder->past.is_hung = holder->asked >= ASKS - 1;
+      holder->lost = now();
       while ((host = find_host(started, holder, group)) < 0) {
         call(__NR_dup3, LAST_EXECUTABLE, EXECUTABLE, O_CLOEXEC);
         holder->past.is_moved = holder->was_moved;
         holder->build = holder->last_build;
         holder->was_moved = 0;
         holder->last_build = header.build;
-        rest(RETRY_DELAY);
+        wait_for_host(holder);
       }
       join_host(holder, host);
       continue;
@@ -860,6 +1013,8 @@ __attribute__((noreturn)) static void hold(long host, const struct started *star
     while (call(__NR_read, SIGNALS, &info, sizeof info) == sizeof info) {
       if (info.ssi_signo == SIGCHLD) continue;
       const struct told told = {SIGNALLED, (int32_t)info.ssi_signo, 0, 0};
+      /* The same signal is pending there. Who tells a host that does not read, waits in the end. */
+      if (holder->past.signals & BIT(info.ssi_signo)) continue;
       holder->past.signals |= BIT(info.ssi_signo);
       tell(HOST, &told, NULL, 0);
     }
@@ -870,22 +1025,25 @@ __attribute__((noreturn)) static void hold(long host, const struct started *star
       if ((holder->exited = child[4])) tell(HOST, &told, NULL, 0);
     }
     struct pollfd polled[2] = {{HOST, POLLIN, 0}, {SIGNALS, POLLIN, 0}};
-    call(__NR_ppoll, polled, 2, 0, 0, 0);
+    if (is_watched) wait_for(polled, 2, (int64_t)(holder->due - now()));
+    else call(__NR_ppoll, polled, 2, 0, 0, 0);
   }
 }
 
-/* How many containers a host may have, as the environment says it. */
-static uint32_t group_size(const struct started *started) {
-  uint32_t size = DEFAULT_GROUP;
+/* A number of the environment; `otherwise`, where there is none. */
+static uint32_t number_in(const struct started *started, const char *name, uint32_t otherwise) {
+  uint32_t number = otherwise;
   for (size_t i = 0; i < started->envc; i++) {
-    if (!begins_with(started->envp[i], GROUP)) continue;
-    size = 0;
-    const char *digit = started->envp[i] + sizeof GROUP - 1;
-    if (!*digit) size = DEFAULT_GROUP;
-    while (*digit >= '0' && *digit <= '9' && size < 100000) size = size * 10 + (uint32_t)(*digit++ - '0');
-    if (*digit) size = DEFAULT_GROUP;
+    if (!begins_with(started->envp[i], name)) continue;
+    number = 0;
+    const char *digit = started->envp[i];
+    while (*digit++ != '=') {
+    }
+    if (!*digit) number = otherwise;
+    while (*digit >= '0' && *digit <= '9' && number < 100000) number = number * 10 + (uint32_t)(*digit++ - '0');
+    if (*digit) number = otherwise;
   }
-  return size;
+  return number;
 }
 
 /* Whether this process is started as containerd starts a shim: with flags, and a socket that listens. */
@@ -1128,8 +1286,10 @@ __attribute__((noreturn, used)) static void enter(const uintptr_t *stack) {
     call(__NR_exit_group, copy(*started.argv[2], (char *)argv[3]));
   }
   if (may_be_hosted(&started)) {
-    const uint32_t group = group_size(&started);
-    struct holder holder = {.build = header.build, .last_build = header.build};
+    const uint32_t group = number_in(&started, GROUP, DEFAULT_GROUP);
+    const uint32_t watchdog = number_in(&started, WATCHDOG, DEFAULT_WATCHDOG);
+    struct holder holder = {.build = header.build, .last_build = header.build, .is_watched = watchdog != 0};
+    holder.turn = (watchdog ? watchdog : DEFAULT_WATCHDOG) * SECOND / ASKS;
     const long host = group > 1 ? find_host(&started, &holder, group) : -1;
     if (host >= 0) hold(host, &started, &holder, group, image, signals);
   }

@@ -32,6 +32,10 @@ const ENVIRONMENT: readonly Item[] = [
     "CONTAINERD_SHIM_GROUP",
     "In containerd's environment: how many containers a host may have, 32 unless set. 1 turns hosts off.",
   ],
+  [
+    "CONTAINERD_SHIM_WATCHDOG",
+    "In containerd's environment: how long a host may give no sign of life, in seconds, before it is killed and its containers go on with the next; 10 unless set. 0 has none killed, as for a debugger.",
+  ],
   ["NO_COLOR", "Not empty: no colours, where a command would have some."],
 ];
 

@@ -78,8 +78,12 @@ export function unimplemented(service: string, method: string): StatusError {
 
 /** Where calls are noted that are not answered at once, for another process to go on with. */
 export interface Journal {
-  /** Notes a call by its request, and gives it a number. */
-  begin(connection: number, stream: number, request: Uint8Array): number;
+  /**
+   * Notes a call by its request, and gives it a number.
+   *
+   * @param hangs how many processes have hung that had it before them; none, unless given
+   */
+  begin(connection: number, stream: number, request: Uint8Array, hangs?: number): number;
   /** Notes that it has its answer, or that nobody waits for one. */
   answered(id: number): void;
   /** Forgets it: its handler has ended. */
@@ -110,6 +114,11 @@ export interface ConnectionOptions {
   readonly peer?: number | undefined;
   /** In the order in which they have come. */
   readonly begun?: readonly BegunCall[];
+  /**
+   * How many processes have hung that had before them what waits to be read, where another has stopped: such a request is noted before
+   * its handler is called, which may be what it has stopped in.
+   */
+  readonly suspects?: number | undefined;
 }
 
 /** Options of {@linkcode Server}. */
@@ -326,12 +335,15 @@ class Connection implements FrameSink {
   readonly peer: number | undefined;
   /** What another process has begun with, by stream: its request may come once more. */
   readonly #begun = new Map<number, Uint8Array>();
+  /** See {@linkcode ConnectionOptions}; none, when what had waited has been read. */
+  #suspects: number | undefined;
 
-  constructor(conn: Conn, shared: Shared, { number = 0, peer }: ConnectionOptions = {}) {
+  constructor(conn: Conn, shared: Shared, { number = 0, peer, suspects }: ConnectionOptions = {}) {
     this.#conn = conn;
     this.#shared = shared;
     this.#number = number;
     this.peer = peer;
+    this.#suspects = suspects;
     this.#writer = new FrameWriter(conn, (error) => this.#fail(error));
   }
 
@@ -378,6 +390,7 @@ class Connection implements FrameSink {
   }
 
   onBatchEnd(): void {
+    this.#suspects = undefined;
     this.#writer.flush();
   }
 
@@ -449,14 +462,20 @@ class Connection implements FrameSink {
     }
 
     const call = new ServerCall(service, method, stream, this);
+    const note = () => this.#shared.journal?.begin(this.#number, stream, payload, this.#suspects);
+    if (this.#suspects !== undefined) call.id = note();
     let result: Uint8Array | Promise<Uint8Array>;
     try {
       result = handler(request.payload, call);
     } catch (error) {
-      return this.#replyError(call, error);
+      this.#replyError(call, error);
+      return this.#note(call, "end");
     }
-    if (result instanceof Uint8Array) return this.#reply(call, result);
-    call.id = this.#shared.journal?.begin(this.#number, stream, payload);
+    if (result instanceof Uint8Array) {
+      this.#reply(call, result);
+      return this.#note(call, "end");
+    }
+    call.id ??= note();
     this.#await(call, result, request.timeoutNano);
   }
 

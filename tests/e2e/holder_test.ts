@@ -24,8 +24,8 @@ const PLAY_HOST = `
   $SIG{ALRM} = sub { die "nothing more has come\\n" };
   alarm 15;
   my ($path, $folder, $script) = splice @ARGV, 0, 3;
-  my ($ACCEPTED, $REFUSED, $FULL, $END, $SPAWN, $KEEP, $DROP, $DONE, $ACCEPT, $OPEN, $MOVE) = 1 .. 11;
-  my @KINDS = qw(nothing joined go signalled exited spawned held);
+  my ($ACCEPTED, $REFUSED, $FULL, $END, $SPAWN, $KEEP, $DROP, $DONE, $ACCEPT, $OPEN, $MOVE, $PONG) = 1 .. 12;
+  my @KINDS = qw(nothing joined go signalled exited spawned held ping);
   my ($CLD_EXITED, $CLD_KILLED) = (1, 2);
   my ($SENDMSG, $RECVMSG, $MSG_CMSG_CLOEXEC, $SOL_SOCKET, $SCM_RIGHTS) = (46, 47, 0x40000000, 1, 1);
   my $OWN_ENVIRONMENT = 0xffffffff;
@@ -83,7 +83,7 @@ const PLAY_HOST = `
     my ($bytes, @given) = received or die "nobody comes";
     my @names = qw(kind protocol build entered group folder_size arguments environment);
     my %join;
-    @join{@names, qw(signals spawned pid error serial hosts is_moved)} = unpack "L2Q2L4QLl3L2", $bytes;
+    @join{@names, qw(signals spawned pid error serial hosts is_moved is_hung)} = unpack "L2Q2L4QLl3LS2", $bytes;
     my $strings = substr $bytes, 72;
     $join{cwd} = unpack "Z*", substr $strings, 0, $join{folder_size};
     $join{strings} = [split /\\0/, substr($strings, $join{folder_size}), -1];
@@ -92,9 +92,10 @@ const PLAY_HOST = `
     $join{kind} == 1 && @given == 1 or die "it says $join{kind} with @given";
     return %join;
   }
-  # Has it for a holder; says what it brings.
+  # Has it for a holder; says what it brings. It is told that the host is the process $host: 0 has it ask for no sign of life.
+  our $host = 0;
   sub take {
-    say_to order $ACCEPTED;
+    say_to order $ACCEPTED, $host;
     my @brought;
     for (;;) {
       my ($kind, $number, $error, $more, @given) = told;
@@ -185,7 +186,7 @@ onlyHosted("a process that looks for a host says what it is", async () => {
     print $environment{"PATH=$ENV{PATH}"} && keys %environment == keys %ENV ? "its environment\\n" : "another\\n";
     print $join{given} eq readlink "/proc/self/fd/3" ? "its socket\\n" : "another\\n"`;
   assertEquals(await play(script), [
-    "2 32 0 0 0",
+    "3 32 0 0 0",
     "0 0 0 0",
     "built and entered",
     "FOLDER -namespace NAMESPACE -workdir FOLDER",
@@ -508,7 +509,7 @@ onlyHosted("a holder whose host goes comes to the next, and says where it was le
   const ENOENT = 2;
   assertEquals(await play(script), [
     "0",
-    "2 32 1 0",
+    "3 32 1 0",
     "terminated",
     "its pid 0 42",
     "6 of 6",
@@ -640,6 +641,51 @@ onlyHosted("a holder that comes back has no more memory of its own than it may h
   const dirty = (await play(script)).map(Number);
   assertEquals(dirty.length, 5);
   for (const each of dirty) assert(each > 0 && each <= HOLDER_KIB, `a holder has ${dirty} KiB of its own`);
+});
+
+/** A process in the place of the host, that may be killed. */
+const VICTIM = `
+  $host = fork // die "fork: $!";
+  if (!$host) { sleep 1000; POSIX::_exit(0) }
+`;
+
+onlyHosted(
+  "a holder asks its host for a sign of life, and kills one that gives none when asked five times",
+  async () => {
+    const script = `${VICTIM} take;
+    my @said;
+    for (1 .. 7) { push @said, told; say_to order $PONG }
+    print "@said\n", state_of($host), "\n";
+    @said = told, print "$said[0] " for 1 .. 5;
+    waitpid $host, 0;
+    print $? & 127, "\n";
+    # The kernel does not let it end, as it seems.
+    print told, "\n";
+    die_and_come;
+    print "$join{hosts} $join{is_hung}\n";
+    $host = 0;
+    take;
+    die_and_come;
+    print "$join{hosts} $join{is_hung}\n"`;
+    assertEquals(await play(script, ["env", "CONTAINERD_SHIM_WATCHDOG=1"]), [
+      Array(7).fill("ping 0 0 0").join(" "),
+      "S",
+      "ping ping ping ping ping 9",
+      "gone",
+      "1 1",
+      "2 0",
+    ]);
+  },
+);
+
+onlyHosted("a holder whose host talks does not ask it whether it lives", async () => {
+  const script = `${VICTIM} take;
+    for (1 .. 50) { say_to order $DONE, -1; select undef, undef, undef, 0.05 }
+    kill HUP => $shim;
+    print((told)[0], "\n");
+    kill KILL => $host`;
+  // It asks each second.
+  assertEquals(await play(script, ["env", "CONTAINERD_SHIM_WATCHDOG=5"]), ["signalled"]);
 });
 
 /**

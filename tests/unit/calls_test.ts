@@ -33,8 +33,9 @@ function found({ fd }: CallFile): string[] {
   return CallFile.open(fd).calls.map(described);
 }
 
-function described({ id, connection, stream, tries, isAnswered, payload }: CallRecord): string {
-  const more = `${tries > 0 ? `, tried ${tries} times` : ""}${isAnswered ? ", answered" : ""}`;
+function described({ id, connection, stream, tries, hangs, isAnswered, payload }: CallRecord): string {
+  const tried = `${tries > 0 ? `, tried ${tries} times` : ""}${hangs > 0 ? `, hung ${hangs}` : ""}`;
+  const more = `${tried}${isAnswered ? ", answered" : ""}`;
   return `${id}: ${connection}/${stream} ${text(payload)}${more}`;
 }
 
@@ -85,6 +86,21 @@ Deno.test("a call is found again as it has come, until its end", () => {
   file.end(2);
   file.end(3);
   assertEquals(found(file), []);
+});
+
+Deno.test("how many processes have hung is noted of each call by itself, and only of that", () => {
+  using file = create();
+  file.begin(2, 1, bytes("one"));
+  file.begin(2, 3, bytes("two"), 1);
+  assertEquals(found(file), ["1: 2/1 one", "2: 2/3 two, hung 1"]);
+  file.hung({ id: 2 }, 2);
+  file.hung({ id: 3 }, 2);
+  file.survived(CallFile.open(file.fd).calls);
+  assertEquals(found(file), ["1: 2/1 one", "2: 2/3 two, hung 2"]);
+  // Another is at its place then.
+  file.end(2);
+  file.begin(2, 5, bytes("three"));
+  assertEquals(found(file), ["1: 2/1 one", "3: 2/5 three"]);
 });
 
 Deno.test("of a call that is not there, nothing is noted", () => {

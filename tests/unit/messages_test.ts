@@ -14,6 +14,9 @@ function* sources(folder: URL): Generator<URL> {
   }
 }
 
+/** What a holder reports itself. */
+const ENTRY = new URL("standalone/entry.c", LIB);
+
 /** "level: message" of each call that logs one of these levels: of a message that is not written there, the expression. */
 function logged(): string[] {
   const found = new Set<string>();
@@ -25,6 +28,9 @@ function logged(): string[] {
       const name = grave ?? (level === "warn" ? "warning" : "error");
       found.add(`${name}: ${message ?? told ?? reported ?? `(${other})`}`);
     }
+  }
+  for (const [, message] of Deno.readTextFileSync(ENTRY).matchAll(/\breport\("([^"]*)"\)/g)) {
+    found.add(`error: ${message}`);
   }
   return [...found].sort();
 }
