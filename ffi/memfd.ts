@@ -11,6 +11,45 @@ const c = libc({
 const MFD_CLOEXEC = 1;
 const CHUNK = 65_536;
 
+/**
+ * An empty file in memory; the caller owns the descriptor.
+ *
+ * @throws {SystemError}
+ */
+export function createMemoryFile(name: string): number {
+  return check(c().memfd_create(cstring(name), MFD_CLOEXEC), "memfd_create");
+}
+
+/**
+ * Writes from the beginning of a file, wherever its descriptor is.
+ *
+ * @throws {SystemError}
+ */
+export function writeMemory(fd: number, content: Uint8Array): void {
+  const bytes = new Uint8Array(content);
+  for (let at = 0; at < bytes.length;) {
+    at += check(fds.writeAt(fd, bytes.subarray(at), at), "pwrite to descriptor", fd);
+  }
+}
+
+/**
+ * All that is in a file, wherever its descriptor is.
+ *
+ * @throws {SystemError}
+ */
+export function readMemory(fd: number): Uint8Array<ArrayBuffer> {
+  let bytes = new Uint8Array(CHUNK);
+  for (let at = 0;;) {
+    const count = check(fds.readAt(fd, bytes.subarray(at), at), "pread of descriptor", fd);
+    at += count;
+    if (count === 0) return bytes.subarray(0, at);
+    if (at < bytes.length) continue;
+    const more = new Uint8Array(2 * bytes.length);
+    more.set(bytes);
+    bytes = more;
+  }
+}
+
 /** A file in memory, to be given to a child as its output; closed by this object's disposal. */
 export class MemoryFile implements Disposable {
   /** Owned by this object. */
@@ -22,7 +61,7 @@ export class MemoryFile implements Disposable {
    * @throws {SystemError}
    */
   constructor(name: string) {
-    this.fd = check(c().memfd_create(cstring(name), MFD_CLOEXEC), "memfd_create");
+    this.fd = createMemoryFile(name);
   }
 
   /**
@@ -31,11 +70,7 @@ export class MemoryFile implements Disposable {
    * @throws {SystemError}
    */
   write(content: Uint8Array): void {
-    const bytes = new Uint8Array(content);
-    for (let at = 0; at < bytes.length;) {
-      const rest = bytes.subarray(at);
-      at += check(fds.writeAt(this.fd, rest, at), "pwrite to descriptor", this.fd);
-    }
+    writeMemory(this.fd, content);
   }
 
   /**
@@ -44,16 +79,7 @@ export class MemoryFile implements Disposable {
    * @throws {SystemError}
    */
   read(): string {
-    const decoder = new TextDecoder();
-    const chunk = new Uint8Array(CHUNK);
-    let text = "";
-    let at = 0;
-    for (;;) {
-      const count = check(fds.readAt(this.fd, chunk, at), "pread of descriptor", this.fd);
-      if (count === 0) return text + decoder.decode();
-      text += decoder.decode(chunk.subarray(0, count), { stream: true });
-      at += count;
-    }
+    return new TextDecoder().decode(readMemory(this.fd));
   }
 
   /** Closes the descriptor. */

@@ -1,11 +1,6 @@
-/** Mounts: mount(2) and umount2(2). */
+/** Mounts: mount(2) and umount2(2), which may wait: lists have them. */
 
-import { check, cstring, Errno, errno, libc, SystemError } from "./libc.ts";
-
-const c = libc({
-  mount: [["buffer", "buffer", "buffer", "u64", "buffer"], "i32"],
-  umount2: [["buffer", "i32"], "i32"],
-});
+import type { CallList, Place } from "./calls.ts";
 
 /** Flags of mount(2), from linux/mount.h. */
 export const MS = {
@@ -36,46 +31,44 @@ const MNT_DETACH = 2;
 /** What the kernel takes of a mount's data: one page, with its NUL. */
 export const MOUNT_DATA_SIZE = 4096;
 
-/**
- * mount(2).
- *
- * @throws {SystemError}
- */
-export function mount(source: string, target: string, type: string, flags: number, data: string): void {
-  check(
-    c().mount(cstring(source), cstring(target), cstring(type), BigInt(flags), cstring(data)),
-    `mount of ${type || "filesystem"} ${source} on`,
-    target,
-  );
+/** A mount as mount(2) takes it. */
+export interface MountArguments {
+  /** Where a text is that is known later, or a text. */
+  readonly source: string | Place;
+  /** Where it is mounted. */
+  readonly target: string;
+  /** Empty where the flags say what is done. */
+  readonly type: string;
+  /** Of {@link MS}. */
+  readonly flags: number;
+  /** The filesystem's own options. */
+  readonly data: string;
+}
+
+/** Adds mount(2) to a list. */
+export function addMount(list: CallList, { source, target, type, flags, data }: MountArguments): void {
+  const given = typeof source === "string" ? source : { pointer: source };
+  list.add("mount", [given, target, type, flags, data], {
+    what: [`mount of ${type || "filesystem"} `, source, ` on ${target}`],
+  });
 }
 
 /**
- * Takes the topmost mount off a path: umount2(2), never lazily. Like {@link mount}, it follows a symbolic link.
+ * Adds umount2(2) to a list, which takes the topmost mount off a path, and like mount(2) follows a symbolic link: EBUSY when that
+ * is in use, EINVAL or ENOENT when nothing is mounted there or nothing is there.
  *
- * @returns "busy" when it is in use, "none" when nothing is mounted there or nothing is there
- * @throws {SystemError}
+ * @param goesOn whether the list goes on when it cannot
  */
-export function unmount(target: string): "unmounted" | "busy" | "none" {
-  if (c().umount2(cstring(target), 0) === 0) return "unmounted";
-  switch (errno()) {
-    case Errno.EBUSY:
-      return "busy";
-    case Errno.EINVAL:
-    case Errno.ENOENT:
-      return "none";
-    default:
-      throw new SystemError("umount of", errno(), target);
-  }
+export function addUnmount(list: CallList, target: string, { goesOn = false } = {}): void {
+  list.add("umount2", [target, 0], { what: `umount of ${target}`, goesOn });
 }
 
 /**
- * Takes the topmost mount off a path with all that is mounted below it, though they are in use: umount2(2) with MNT_DETACH. Who
- * uses them goes on with them, and they end when nobody does.
- *
- * @throws {SystemError}
+ * Adds umount2(2) with MNT_DETACH to a list: it takes the topmost mount off a path with all that is mounted below it, though they
+ * are in use. Who uses them goes on with them, and they end when nobody does.
  */
-export function detach(target: string): void {
-  check(c().umount2(cstring(target), MNT_DETACH), "umount of", target);
+export function addDetach(list: CallList, target: string): void {
+  list.add("umount2", [target, MNT_DETACH], { what: `umount of ${target}` });
 }
 
 /** Where something is mounted, in the order in which it was: proc_pid_mountinfo(5). */

@@ -39,7 +39,8 @@ const LIMIT_VARIABLE = "CONTAINERD_SHIM_NOFILE";
 const LIMITS_VARIABLE = "CONTAINERD_SHIM_LIMITS";
 /** By this name the entry takes limits and a program, sets them, and becomes that: become_child of lib/standalone/entry.c. */
 const CHILD = "containerd-shim-child";
-const OWN_EXECUTABLE = "/proc/self/exe";
+/** What a child of this process executes to be this executable again, whatever has become of the file's name. */
+export const OWN_EXECUTABLE = "/proc/self/exe";
 /** wait(2) */
 const WNOHANG = 1;
 /** access(2) */

@@ -1,7 +1,14 @@
 /** A process that is the shim of one container, and the parent of its children. */
 
 import { entryTime } from "../ffi/clock.ts";
-import { becomeSubreaper, closeOnExecFrom, reap, restoreOpenFilesLimit, spawn } from "../ffi/process.ts";
+import {
+  becomeSubreaper,
+  closeOnExecFrom,
+  OWN_EXECUTABLE,
+  reap,
+  restoreOpenFilesLimit,
+  spawn,
+} from "../ffi/process.ts";
 import { Signal } from "../ffi/signals.ts";
 import type { Options } from "./cli.ts";
 import { type Logger, type Report, systemLog } from "./log.ts";
@@ -17,7 +24,7 @@ const INHERITED_SOCKET = 3;
 const self: Parent = {
   spawn: (options, started) => started(spawn(options)),
   reap,
-  executable: entryTime() === undefined ? undefined : "/proc/self/exe",
+  executable: entryTime() === undefined ? undefined : OWN_EXECUTABLE,
   delayMs: 0,
 };
 

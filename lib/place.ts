@@ -8,6 +8,7 @@ import { messageOf } from "./errors.ts";
 import { Housekeeping } from "./housekeeping.ts";
 import type { Report } from "./log.ts";
 import type { Fields } from "./logrus.ts";
+import type { OwnChildren } from "./reaper.ts";
 
 /** What shims share. */
 export interface Place {
@@ -21,6 +22,8 @@ export interface Place {
   readonly noteChild: () => void;
   /** Takes errors and warnings, for those who do not read a shim's log. */
   readonly report: Report;
+  /** Children of the process itself, where it is a host. */
+  readonly children?: OwnChildren;
   /** Tells of the process, where it is a host. */
   readonly host?: () => HostDescription;
 }

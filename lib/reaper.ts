@@ -58,6 +58,18 @@ export interface Parent {
   readonly delayMs: number;
 }
 
+/** Children of this process itself, where those of a shim are another's. */
+export interface OwnChildren {
+  /**
+   * Runs a program to its end; gives its exit status.
+   *
+   * @throws {SystemError} when it cannot be started
+   */
+  run(options: ChildOptions): Promise<number>;
+  /** Settled when a process has ended, whose ever it is. */
+  ended(pid: number): Promise<void>;
+}
+
 /** How long a child may run where others have hung, once it is limited, in ms. */
 const HANGING_LIMIT_MS = 2000;
 /** The status of a process that has ended in a way that nobody can tell. */
@@ -105,6 +117,11 @@ export class Reaper {
   /** Knows of no child yet, whatever the parent has. */
   constructor(options: ReaperOptions) {
     this.#options = options;
+  }
+
+  /** Whether their parent has ended, or another process goes on with them: see {@link abandon}. */
+  get isAbandoned(): boolean {
+    return this.#abandoned !== undefined;
   }
 
   /** See {@link Parent}. */

@@ -511,13 +511,14 @@ export class Shim {
   }
 
   async #loadService() {
-    const { poller, timer, noteWork } = this.#place;
+    const { poller, timer, noteWork, children } = this.#place;
     const { options, cwd } = this.#identity;
     const { ShimService } = await import("./service/shim.ts");
     noteWork();
     return new ShimService(
       {
         ...{ poller, timer, reaper: this.reaper, log: this.log, keeper: this.#keeper, commands: this.#commands },
+        ...{ shelf: this.#shelf, ownChildren: children },
         save: () => this.save(),
       },
       {

@@ -13,7 +13,7 @@ import type { ProcessStdio } from "../runtime/runc.ts";
 import { Code, StatusError } from "../ttrpc/status.ts";
 import { removeIfThere } from "./bundle.ts";
 import { Copier } from "./copier.ts";
-import { isFifo, openFifoToRead, openFile, openOutput } from "./endpoint.ts";
+import { isFifo, openFifoToRead, openFile, openOutput, openWriter } from "./endpoint.ts";
 import { Logger } from "./logger.ts";
 import { leaveToReader, Stream } from "./stream.ts";
 import type { ProcessStreams, StdioConfig, StdioOptions } from "./streams.ts";
@@ -116,11 +116,12 @@ export class ConsoleStdio implements ProcessStreams {
    * @throws {StatusError} INVALID_ARGUMENT for a scheme that is not known, and input that is no FIFO
    */
   static async open(config: StdioConfig, options: StdioOptions): Promise<ConsoleStdio> {
-    if (config.stdin !== "" && !isFifo(config.stdin)) {
-      throw new StatusError(Code.INVALID_ARGUMENT, `the input of a terminal is no FIFO: ${config.stdin}`);
-    }
+    const { stdin } = config;
     const stdio = new ConsoleStdio(config, options, `${options.bundle}/${options.id}${FOLDER_ENDING}`);
     try {
+      if (stdin !== "" && !await isFifo(stdin, options.shelf, Role.STDIN_FROM)) {
+        throw new StatusError(Code.INVALID_ARGUMENT, `the input of a terminal is no FIFO: ${stdin}`);
+      }
       stdio.#listen();
       if (config.stdout !== "") await stdio.#openOutput(config.stdout);
       return stdio;
@@ -211,9 +212,8 @@ export class ConsoleStdio implements ProcessStreams {
     const { shelf, context } = this.#options;
     this.#inputEndTimer?.[Symbol.dispose]();
     const to = fds.duplicate(master);
-    // Held open here, so that a client that detaches does not end the input.
     if (!this.#stdinClosed && this.#stdinWriter === undefined) {
-      this.#stdinWriter = fds.open(this.#config.stdin, fds.O.WRONLY | fds.O.NONBLOCK);
+      this.#stdinWriter = openWriter(fifo);
       shelf.keep(Role.STDIN_WRITER, this.#stdinWriter);
     }
     this.#stdin = new Stream(context.poller, fifo, to, {

@@ -9,6 +9,7 @@ import type { Context } from "./context.ts";
 import { Exec, type ExecConfig } from "./exec.ts";
 import { Init, type InitConfig } from "./init.ts";
 import type { ExitListener, Process } from "./process.ts";
+import { settle } from "./calls.ts";
 import { type Mount, mountAll, unmountAll } from "./rootfs.ts";
 import type { ContainerRecord } from "../record/record.ts";
 import type { Runc } from "../runtime/runc.ts";
@@ -86,18 +87,19 @@ export class Container {
       this.#isCreated = true;
     } catch (error) {
       if (bundle !== undefined) {
-        await unmountAll(context, `${bundle.path}/${ROOTFS}`).catch((cause) =>
+        await unmountAll(context, rootfs, bundle.fd).catch((cause) =>
           context.log.error("failed to undo the mounts of a container that was not created", { rootfs, error: cause })
         );
         bundle.removeIfMoved();
       }
       throw error;
+    } finally {
+      settle(context);
     }
   }
 
   async #mount(): Promise<void> {
     const rootfs = this.#rootfs;
-    const { timer, reaper } = this.#context;
     if (rootfs !== "") {
       try {
         Deno.mkdirSync(rootfs, { mode: ROOTFS_MODE });
@@ -105,7 +107,7 @@ export class Container {
         if (!(error instanceof Deno.errors.AlreadyExists)) throw error;
       }
     }
-    await mountAll(this.#mounts, rootfs, { timer, run: (options) => reaper.run(options) });
+    await mountAll(this.#context, this.#mounts, rootfs);
   }
 
   /**
@@ -124,7 +126,7 @@ export class Container {
     }
     return async () => {
       using bundle = held;
-      await unmountAll(this.#context, `${bundle.path}/${ROOTFS}`);
+      await unmountAll(this.#context, this.#rootfs, bundle.fd);
       bundle.removeIfMoved();
     };
   }
@@ -192,22 +194,24 @@ export class Container {
  * remove it, and fails as long as something is mounted in it.
  */
 class HeldFolder implements Disposable {
-  /** Where it is, whatever it is called. */
-  readonly path: string;
-  readonly #fd: number;
+  /** Names it, whatever it is called; owned by this object. */
+  readonly fd: number;
   readonly #name: string;
 
   /** @throws {SystemError} */
   constructor(path: string) {
-    this.#fd = open(path, O.PATH | O.DIRECTORY);
-    this.path = `/proc/self/fd/${this.#fd}`;
-    this.#name = Deno.readLinkSync(this.path);
+    this.fd = open(path, O.PATH | O.DIRECTORY);
+    this.#name = this.#path;
+  }
+
+  get #path(): string {
+    return Deno.readLinkSync(`/proc/self/fd/${this.fd}`);
   }
 
   /** Removes what containerd could not: empty folders. */
   removeIfMoved(): void {
     try {
-      const name = Deno.readLinkSync(this.path);
+      const name = this.#path;
       if (name === this.#name) return;
       Deno.removeSync(`${name}/${ROOTFS}`);
       Deno.removeSync(name);
@@ -217,6 +221,6 @@ class HeldFolder implements Disposable {
   }
 
   [Symbol.dispose](): void {
-    close(this.#fd);
+    close(this.fd);
   }
 }

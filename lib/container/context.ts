@@ -3,9 +3,9 @@
 import type { Poller } from "../../ffi/poll.ts";
 import type { Timer } from "../async.ts";
 import type { Logger } from "../log.ts";
-import type { Reaper } from "../reaper.ts";
+import type { OwnChildren, Reaper } from "../reaper.ts";
 import type { Commands } from "../record/commands.ts";
-import type { Keeper } from "../record/keeper.ts";
+import type { Keeper, Shelf } from "../record/keeper.ts";
 
 /** What a container has from its shim; it outlives it. */
 export interface Context {
@@ -19,8 +19,12 @@ export interface Context {
   readonly log: Logger;
   /** Where descriptors are kept that another process would need to go on. */
   readonly keeper: Keeper;
-  /** Runs commands of the OCI runtime, each once. */
+  /** Runs commands, of the OCI runtime above all, each once. */
   readonly commands: Commands;
+  /** The shim's own descriptors that are kept. */
+  readonly shelf: Shelf;
+  /** What is to be undone when the container's process has ended, where this is another. */
+  readonly ownChildren: OwnChildren | undefined;
   /** Writes down what another process would need to know. */
   readonly save: () => void;
 }

@@ -2,7 +2,7 @@
 
 import * as fds from "../../ffi/fd.ts";
 import { Errno, SystemError } from "../../ffi/libc.ts";
-import { stat, statDescriptor } from "../../ffi/stat.ts";
+import { statDescriptor } from "../../ffi/stat.ts";
 import { sleep, type Timer } from "../async.ts";
 import type { Shelf } from "../record/keeper.ts";
 import { Code, StatusError } from "../ttrpc/status.ts";
@@ -37,7 +37,7 @@ const READER_DELAY_MS = 5;
 export async function openOutput(target: string, shelf: Shelf, role: number, timer: Timer): Promise<Output> {
   switch (schemeOf(target)) {
     case undefined:
-      return isFifo(target)
+      return await isFifo(target, shelf, role)
         ? { kind: "fifo", fd: await openFifoToWrite(target, shelf, role, timer) }
         : { kind: "file", file: { path: target, mode: "append" } };
     case "file":
@@ -58,14 +58,18 @@ export function takesBoth(target: string): boolean {
 }
 
 /**
- * Whether what is at a path is a FIFO.
+ * Whether what is at a path is a FIFO. To look a path up may wait, which only the container's own process is to do.
  *
+ * @param role free for a moment among what is kept
  * @throws {SystemError} ENOENT when there is nothing
  */
-export function isFifo(path: string): boolean {
-  const found = stat(path);
-  if (found === undefined) throw new SystemError("stat", Errno.ENOENT, path);
-  return found.isFifo;
+export async function isFifo(path: string, shelf: Shelf, role: number): Promise<boolean> {
+  const fd = await shelf.open(role, path, fds.O.PATH);
+  try {
+    return statDescriptor(fd).isFifo;
+  } finally {
+    shelf.close(fd);
+  }
 }
 
 /**
@@ -75,6 +79,16 @@ export function isFifo(path: string): boolean {
  */
 export function openFifoToRead(path: string, shelf: Shelf, role: number): Promise<number> {
   return shelf.open(role, path, fds.O.RDONLY | fds.O.NONBLOCK);
+}
+
+/**
+ * Opens a FIFO once more, to write: that is held open here, so that a client that detaches does not end the input. Its path is not
+ * looked up again. The caller owns the descriptor.
+ *
+ * @throws {SystemError}
+ */
+export function openWriter(fifo: number): number {
+  return fds.open(`/proc/self/fd/${fifo}`, fds.O.WRONLY | fds.O.NONBLOCK);
 }
 
 /** Opens the FIFO of an output, both of its ends: a reader that goes away stalls the process. */

@@ -14,6 +14,7 @@ import {
 import { Code, StatusError } from "../ttrpc/status.ts";
 import { ownsPidNamespace, PID_FILE, readPidFile, removeIfThere } from "./bundle.ts";
 import type { Context } from "./context.ts";
+import { settle } from "./calls.ts";
 import { withCriu } from "./criu.ts";
 import { frozenCgroup, requireThawed } from "./freezer.ts";
 import { INIT_SLOT } from "../record/keeper.ts";
@@ -356,6 +357,8 @@ export class Init extends Process {
           await unmountAll(this.context, rootfs);
         } catch (error) {
           throw new StatusError(Code.UNKNOWN, `failed rootfs umount: ${messageOf(error)}`);
+        } finally {
+          settle(this.context);
         }
       }
       if (removed.status === "rejected") throw runtimeError("failed to delete task", removed.reason);

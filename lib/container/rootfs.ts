@@ -1,11 +1,13 @@
 /** A container's root filesystem: a list of mounts, one over the other. */
 
-import { LoopDevice } from "../../ffi/loop.ts";
-import { MemoryFile } from "../../ffi/memfd.ts";
-import { detach, mount, MOUNT_DATA_SIZE, mountPoints, MS, unmount } from "../../ffi/mount.ts";
-import { sleep, type Timer } from "../async.ts";
+import { CallList } from "../../ffi/calls.ts";
+import { Errno } from "../../ffi/libc.ts";
+import { addLoopDevice } from "../../ffi/loop.ts";
+import { readMemory } from "../../ffi/memfd.ts";
+import { addDetach, addMount, addUnmount, MOUNT_DATA_SIZE, mountPoints, MS } from "../../ffi/mount.ts";
+import { sleep } from "../async.ts";
 import { messageOf } from "../errors.ts";
-import type { Run } from "../reaper.ts";
+import { CALLS_FOLDER, type CallsContext, errnoOf, keptFile, makeCalls, runOnce } from "./calls.ts";
 import type { Context } from "./context.ts";
 
 /** A mount as containerd describes it. */
@@ -92,23 +94,16 @@ function parseOptions(options: readonly string[]): ParsedOptions {
   return { flags, propagation, loop, data };
 }
 
-/** What mounting needs of the process it is done in. */
-export interface MountOptions {
-  /** Waits before what is busy is unmounted again. */
-  readonly timer: Timer;
-  /** Runs mount programs: fuse3.NAME. */
-  readonly run: Run;
-}
-
 /**
- * Mounts a list of mounts on a directory, each over the one before.
+ * Mounts a list of mounts on a directory, each over the one before. What another process has had a child begin with, is waited
+ * for.
  *
  * @throws {Error} when one fails; those before it are mounted then, for {@link unmountAll} to take off
  */
-export async function mountAll(mounts: readonly Mount[], target: string, options: MountOptions): Promise<void> {
-  for (const each of mounts) {
+export async function mountAll(context: CallsContext, mounts: readonly Mount[], target: string): Promise<void> {
+  for (const [i, each] of mounts.entries()) {
     try {
-      await mountOne(each, target, options);
+      await mountOne(context, each, target, `mount ${i}`);
     } catch (cause) {
       throw new Error(`failed to mount rootfs component ${each.type} ${each.source}: ${messageOf(cause)}`, { cause });
     }
@@ -121,55 +116,67 @@ const HELPERS = [{ prefix: "fuse.", helper: "mount.fuse" }, { prefix: "fuse3.", 
 /** Flags that a bind takes from what it binds: only a second call sets them. */
 const OF_A_BIND = MS.RDONLY | MS.NOSUID | MS.NODEV | MS.NOEXEC | MS.NOATIME | MS.NODIRATIME;
 
-async function mountOne(each: Mount, target: string, { timer, run }: MountOptions): Promise<void> {
-  const { type, source, options } = each;
-  const fuse = HELPERS.find(({ prefix }) => type.startsWith(prefix));
-  if (fuse !== undefined) return await mountByHelper(fuse.helper, type.slice(fuse.prefix.length), each, target, run);
-  const { flags, propagation, loop, data } = parseOptions(options);
-  if (!(flags & MS.REMOUNT) || data.length > 0) {
-    // It is the mount's alone as soon as that is there.
-    using device = loop ? await attach(source, (flags & MS.RDONLY) !== 0, timer) : undefined;
-    const { folder, text } = dataFor(type, target, data);
-    inFolder(folder, () => mount(device?.path ?? source, target, type, flags, text));
-  }
-  for (const each of propagation) mount("", target, "", each, "");
-  if ((flags & MS.BIND) && (flags & OF_A_BIND)) mount("", target, "", flags | MS.REMOUNT, "");
-}
-
 /** How often a loop device is asked for when others take it first, and for how many ms at most it is waited each time. */
 const LOOP_TRIES = 100;
 const LOOP_DELAY_MS = 20;
 
-/** @throws {Error} */
-async function attach(file: string, readOnly: boolean, timer: Timer): Promise<LoopDevice> {
-  try {
-    for (let tries = 0; tries < LOOP_TRIES; tries++) {
-      const device = LoopDevice.attach(file, readOnly);
-      if (device !== undefined) return device;
-      // Not in step with the others.
-      await sleep(timer, Math.random() * LOOP_DELAY_MS);
-    }
-  } catch (cause) {
-    throw new Error(`cannot attach ${file} to a loop device: ${messageOf(cause)}`, { cause });
+async function mountOne(context: CallsContext, each: Mount, target: string, key: string): Promise<void> {
+  const { type } = each;
+  const fuse = HELPERS.find(({ prefix }) => type.startsWith(prefix));
+  if (fuse !== undefined) {
+    return await mountByHelper(context, fuse.helper, type.slice(fuse.prefix.length), each, target, key);
   }
-  throw new Error(`cannot attach ${file} to a loop device: others take each that is free`);
+  const options = parseOptions(each.options);
+  const list = callsOf(each, options, target);
+  for (let tries = 1;; tries++) {
+    try {
+      return await makeCalls(context, list, { key: tries === 1 ? key : `${key}, try ${tries}`, isKept: true });
+    } catch (error) {
+      if (!options.loop) throw error;
+      errnoOf(error, "EBUSY");
+      if (tries === LOOP_TRIES) throw error;
+      // Another has taken the device. Not in step with the others.
+      await sleep(context.timer, Math.random() * LOOP_DELAY_MS);
+    }
+  }
+}
+
+/** The system calls that mount something. */
+function callsOf(
+  { type, source }: Mount,
+  { flags, propagation, loop, data }: ParsedOptions,
+  target: string,
+): CallList {
+  const list = new CallList();
+  const change = (flags: number) => addMount(list, { source: "", target, type: "", flags, data: "" });
+  if (!(flags & MS.REMOUNT) || data.length > 0) {
+    const { folder, text } = dataFor(type, target, data);
+    // It is the mount's alone as soon as that is there.
+    const device = loop ? addLoopDevice(list, source, { readOnly: (flags & MS.RDONLY) !== 0 }) : source;
+    if (folder !== undefined) list.add("chdir", [folder], { what: `chdir to ${folder}` });
+    addMount(list, { source: device, target, type, flags, data: text });
+  }
+  for (const each of propagation) change(each);
+  if ((flags & MS.BIND) && (flags & OF_A_BIND)) change(flags | MS.REMOUNT);
+  return list;
 }
 
 /** @throws {Error} with what the helper has printed */
 async function mountByHelper(
+  context: CallsContext,
   helper: string,
   type: string,
   { source, options }: Mount,
   target: string,
-  run: Run,
+  key: string,
 ): Promise<void> {
-  using output = new MemoryFile("mount-output");
-  const { status } = await run({
+  const output = keptFile(context, key);
+  const status = await runOnce(context, key, {
     args: [helper, source, target, ...options.flatMap((option) => ["-o", option]), "-t", type],
-    descriptors: [null, output.fd, output.fd],
+    descriptors: [null, output, output],
   });
   if (status === 0) return;
-  const said = output.read().trim();
+  const said = new TextDecoder().decode(readMemory(output)).trim();
   throw new Error(`${helper} of ${type} ${source} on ${target} ended with status ${status}: ${said}`);
 }
 
@@ -227,64 +234,70 @@ function commonFolder(options: readonly string[]): string | undefined {
   return common.slice(0, common.lastIndexOf("/") + 1);
 }
 
-/** Calls something with a working directory. That is the whole process's: nothing else runs until it is back. */
-function inFolder(folder: string | undefined, call: () => void): void {
-  if (folder === undefined) return call();
-  const before = Deno.cwd();
-  Deno.chdir(folder);
-  try {
-    call();
-  } finally {
-    Deno.chdir(before);
-  }
-}
-
 /** How often a busy mount is tried again, and after how many ms: a namespace that goes keeps it for a moment. */
 const BUSY_TRIES = 10;
 const BUSY_DELAY_MS = 25;
+
+/** How many mounts are taken off in one go: one more than there are over each other as a rule. */
+const AT_ONCE = 4;
 
 /**
  * Takes every mount off a path; nothing, when there is none or no such path. Those that were there before {@link mountAll} go
  * too: a container that could not be deleted may have left them. What stays busy, because a process of the host's is in it,
  * say, is detached after a quarter of a second, and goes when nobody uses it any more: the log has a line about that.
  *
+ * @param bundle a descriptor of the folder that the path is in, which is looked up there then; stays the caller's
  * @throws {Error} when one cannot be taken off
  */
-export async function unmountAll({ timer, log }: Pick<Context, "timer" | "log">, target: string): Promise<void> {
-  for (let busy = 0;;) {
-    switch (unmount(target)) {
-      case "none":
-        return;
-      case "unmounted":
-        continue;
-      case "busy":
-        if (unmountBelow(target)) continue;
-        if (++busy > BUSY_TRIES) {
-          isolate(target);
-          detach(target);
-          log.warn("a mount is in use by others than the container, and has been detached", { mount: target });
-        } else {
-          await sleep(timer, BUSY_DELAY_MS);
-        }
+export async function unmountAll(
+  context: CallsContext & Pick<Context, "log">,
+  target: string,
+  bundle?: number,
+): Promise<void> {
+  const [folder, name] = [target.slice(0, target.lastIndexOf("/")), target.slice(target.lastIndexOf("/") + 1)];
+  const isChilds = context.reaper.executable !== undefined;
+  const path = bundle === undefined ? target : `/proc/self/fd/${isChilds ? CALLS_FOLDER : bundle}/${name}`;
+  const make = (key: string, add: (list: CallList) => void) => {
+    const list = new CallList();
+    add(list);
+    return makeCalls(context, list, { key, folder: bundle });
+  };
+  for (let busy = 0, last = 0;;) {
+    try {
+      await make("unmount", (list) => {
+        for (let i = 0; i < AT_ONCE; i++) addUnmount(list, path);
+      });
+      continue;
+    } catch (error) {
+      if (errnoOf(error, "EBUSY", "EINVAL", "ENOENT") !== Errno.EBUSY) return;
+    }
+    const below = mountsBelow(bundle === undefined ? folder : `/proc/self/fd/${bundle}`, name);
+    if (below.length > 0 && below.length !== last) {
+      last = below.length;
+      await make("unmount below", (list) => {
+        isolate(list, path);
+        for (const each of below.reverse()) addUnmount(list, each, { goesOn: true });
+      });
+    } else if (++busy > BUSY_TRIES) {
+      await make("detach", (list) => {
+        isolate(list, path);
+        addDetach(list, path);
+      });
+      context.log.warn("a mount is in use by others than the container, and has been detached", { mount: target });
+    } else {
+      await sleep(context.timer, BUSY_DELAY_MS);
     }
   }
 }
 
-/** Has what happens to the mounts at and below a path stay there, and not be done to what they are of. */
-function isolate(target: string): void {
-  mount("", target, "", MS.REC | MS.PRIVATE, "");
+/** Adds what has the mounts at and below a path stay there: what happens to them is not done to what they are of. */
+function isolate(list: CallList, target: string): void {
+  addMount(list, { source: "", target, type: "", flags: MS.REC | MS.PRIVATE, data: "" });
 }
 
-/**
- * Takes off what is mounted below a path, which a recursive bind has brought along.
- *
- * @returns whether there was something that could be
- */
-function unmountBelow(target: string): boolean {
-  const prefix = `${Deno.realPathSync(target)}/`;
-  const below = mountPoints().filter((each) => each.startsWith(prefix));
-  if (below.length === 0) return false;
-  // What was bound is not to be unmounted.
-  isolate(target);
-  return below.reverse().map(unmount).includes("unmounted");
+/** What is mounted below a folder's entry, which a recursive bind has brought along, in the order in which it was. */
+function mountsBelow(folder: string, name: string): string[] {
+  // The entry itself may be what does not answer.
+  const prefix = `${Deno.realPathSync(folder)}/${name}/`;
+  return mountPoints().filter((each) => each.startsWith(prefix));
 }

@@ -7,7 +7,7 @@ import { Role } from "../record/keeper.ts";
 import type { StreamsRecord } from "../record/record.ts";
 import type { ProcessDescriptors } from "../runtime/runc.ts";
 import { Copier, type HostFile, uriOf } from "./copier.ts";
-import { isFifo, openFifoToRead, openFile, openOutput, type Output, takesBoth } from "./endpoint.ts";
+import { isFifo, openFifoToRead, openFile, openOutput, openWriter, type Output, takesBoth } from "./endpoint.ts";
 import { Logger } from "./logger.ts";
 import { leaveToReader, Stream, type StreamOptions } from "./stream.ts";
 import type { ProcessStreams, StdioConfig, StdioOptions } from "./streams.ts";
@@ -95,7 +95,7 @@ export class PipeStdio implements ProcessStreams {
     stdio.#stdinWriter = stdio.#find(Role.STDIN_WRITER);
     if (isStdinClosed) stdio.closeStdin();
     if (from !== undefined && to !== undefined) {
-      if (stdio.#stdinWriter === undefined && !isStdinClosed) stdio.#openStdinWriter();
+      if (stdio.#stdinWriter === undefined && !isStdinClosed) stdio.#openStdinWriter(from);
       stdio.#stream("stdin", from, to);
     } else if (from !== undefined) {
       options.shelf.close(from);
@@ -183,10 +183,11 @@ export class PipeStdio implements ProcessStreams {
   }
 
   async #openStdin(path: string): Promise<void> {
-    if (!isFifo(path)) return await this.#openInputFile({ path, mode: "read" });
+    const { shelf } = this.#options;
+    if (!await isFifo(path, shelf, Role.STDIN_FROM)) return await this.#openInputFile({ path, mode: "read" });
     const { read, write } = pipe();
     this.#stdinPipe = write;
-    this.#options.shelf.keep(Role.STDIN_TO, write);
+    shelf.keep(Role.STDIN_TO, write);
     this.#givePipe(0, read);
     fds.setNonblocking(write);
   }
@@ -223,11 +224,11 @@ export class PipeStdio implements ProcessStreams {
     if (this.#closed) return shelf.close(fifo);
     this.#stream("stdin", fifo, pipe);
     // After the read end: without a reader, a writer that does not wait is refused.
-    if (!this.#stdinClosed) this.#openStdinWriter();
+    if (!this.#stdinClosed) this.#openStdinWriter(fifo);
   }
 
-  #openStdinWriter(): void {
-    const fd = fds.open(this.#config.stdin, fds.O.WRONLY | fds.O.NONBLOCK);
+  #openStdinWriter(fifo: number): void {
+    const fd = openWriter(fifo);
     this.#stdinWriter = fd;
     this.#options.shelf.keep(Role.STDIN_WRITER, fd);
   }

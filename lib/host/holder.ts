@@ -4,7 +4,7 @@ import * as fds from "../../ffi/fd.ts";
 import { type Message, receiveMessage, sendMessage } from "../../ffi/fd_passing.ts";
 import { Errno, SystemError } from "../../ffi/libc.ts";
 import { Event, type Poller } from "../../ffi/poll.ts";
-import { candidates, parentOf, START_CALL } from "../../ffi/process.ts";
+import { candidates, OWN_EXECUTABLE, parentOf, START_CALL } from "../../ffi/process.ts";
 import type { Parent, StartOptions } from "../reaper.ts";
 import {
   acceptOrder,
@@ -20,9 +20,7 @@ import {
 /** How long the news of an exit takes from a holder that has much to do, in ms. */
 const NEWS_MS = 50;
 
-/** What a holder's child executes to be this build's entry: the holder's own executable, */
-const OWN_EXECUTABLE = "/proc/self/exe";
-/** or, where it has been moved to this build, the one that it has been given: EXECUTABLE of lib/standalone/entry.c. */
+/** What the child of a holder that has been moved to this build executes to be its entry: EXECUTABLE of lib/standalone/entry.c. */
 const GIVEN_EXECUTABLE = "/proc/self/fd/6";
 
 /** Told what the holder says, and undefined when it has ended. */
@@ -67,7 +65,7 @@ interface Outgoing {
 export class Holder implements Parent {
   /** See {@link Parent}. */
   readonly delayMs: number = NEWS_MS;
-  /** See {@link Parent}. */
+  /** See {@link Parent}: its own, as a rule. */
   executable: string = OWN_EXECUTABLE;
   /** PATH of the environment that it was started with: that of its children. */
   path: string | undefined;

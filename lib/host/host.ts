@@ -20,6 +20,7 @@ import type { Fields } from "../logrus.ts";
 import { openPlace, type Place } from "../place.ts";
 import { type Identity, Shim } from "../shim.ts";
 import { blockEverywhere, receive } from "../signals.ts";
+import { HostChildren } from "./children.ts";
 import { standing } from "./fit.ts";
 import { Holder, type HolderOptions } from "./holder.ts";
 import { KeptByHolder } from "./kept.ts";
@@ -91,6 +92,7 @@ async function serve(path: string, report: Report): Promise<number> {
 
 class Host {
   readonly #place: Place;
+  readonly #children: HostChildren;
   readonly #path: string;
   readonly #members = new Set<Member>();
   readonly #options: HolderOptions;
@@ -108,7 +110,9 @@ class Host {
   #isMoving = false;
 
   constructor(place: Place, path: string) {
-    this.#place = { ...place, host: () => ({ pid: Deno.pid, path, containers: this.#members.size }) };
+    this.#children = new HostChildren(place);
+    const host = () => ({ pid: Deno.pid, path, containers: this.#members.size });
+    this.#place = { ...place, children: this.#children, host };
     this.#path = path;
     this.#report = bounded(place.report);
     const { poller } = place;
@@ -299,7 +303,7 @@ class Host {
     const orphan = member.shim?.unstarted;
     member.shim?.abandon();
     if (orphan !== undefined) {
-      removeOrphan(this.#place, orphan).catch((error) => {
+      removeOrphan(this.#place.timer, this.#children, orphan).catch((error) => {
         const { id, bundle: path } = orphan;
         this.tellAll("a container is left whose shim has died", { container: id, error }, { id, path });
       });

@@ -3,46 +3,39 @@
  * makes, or has made, would be nobody's, with a name that nobody can use again. Its host has it removed.
  */
 
-import { close } from "../../ffi/fd.ts";
 import { MemoryFile } from "../../ffi/memfd.ts";
 import { mountPoints } from "../../ffi/mount.ts";
-import { hasNoPidfds, openPidfd } from "../../ffi/pidfd.ts";
-import { Event } from "../../ffi/poll.ts";
-import { argumentsOf, parentOf, reap, spawn, statOf } from "../../ffi/process.ts";
+import { argumentsOf, parentOf } from "../../ffi/process.ts";
 import { sleep, type Timer } from "../async.ts";
-import type { Place } from "../place.ts";
+import type { OwnChildren } from "../reaper.ts";
 import type { Unstarted } from "../shim.ts";
 
 /** How long a runtime may take to begin and to end whose process is not known, in ms. */
 const UNKNOWN_MS = 500;
 /** How long containerd may take to write the configuration into a bundle that it has just made, in ms. */
 const CONFIGURATION_MS = 500;
-/** How often it is looked for a process's end where nothing tells of it, in ms. */
-const LOOK_MS = 20;
-/** The state of a process that has ended, in proc_pid_stat(5), and when it has been reaped. */
-const HAS_ENDED: readonly (string | undefined)[] = ["Z", "X", undefined];
 
 /** Waits until the runtime has done what it does, and removes what it has made, and what has been mounted for that. */
-export async function removeOrphan(place: Place, orphan: Unstarted): Promise<void> {
+export async function removeOrphan(timer: Timer, children: OwnChildren, orphan: Unstarted): Promise<void> {
   try {
-    await removeContainer(place, orphan);
+    await removeContainer(timer, children, orphan);
   } finally {
     await orphan.unmount();
   }
 }
 
-async function removeContainer(place: Place, orphan: Unstarted): Promise<void> {
+async function removeContainer(timer: Timer, children: OwnChildren, orphan: Unstarted): Promise<void> {
   const { id, bundle, runtime, creator } = orphan;
-  if (creator === 0) await sleep(place.timer, UNKNOWN_MS);
-  else if (creator !== undefined) await ended(place, creator);
-  const state = await outputOf(place, [...runtime, "state", id]);
+  if (creator === 0) await sleep(timer, UNKNOWN_MS);
+  else if (creator !== undefined) await children.ended(creator);
+  const state = await outputOf(children, [...runtime, "state", id]);
   const init = Number(/"pid":\s*(\d+)/.exec(state)?.[1] ?? 0);
   // There may be another of that name by now: a shim, or a runtime that it has started, is the parent of that.
   if (isShims(init)) return;
   // One that has been created has the process that is known, or it has ended.
   const isOrphan = creator === undefined ? state !== "" && (init === 0 || init === orphan.init) : init !== 0;
-  if (isOrphan) await outputOf(place, [...runtime, "delete", "--force", id]);
-  await removeRemains(place.timer, bundle);
+  if (isOrphan) await outputOf(children, [...runtime, "delete", "--force", id]);
+  await removeRemains(timer, bundle);
 }
 
 /**
@@ -54,7 +47,7 @@ async function removeRemains(timer: Timer, bundle: string): Promise<void> {
   if (remains === undefined) return;
   await sleep(timer, CONFIGURATION_MS);
   if (unconfigured(bundle) !== remains || mountPoints().some((each) => each.startsWith(`${bundle}/`))) return;
-  Deno.removeSync(bundle, { recursive: true });
+  await Deno.remove(bundle, { recursive: true });
 }
 
 /** The inode of a folder that is no bundle, because it has no configuration; undefined if there is none. */
@@ -80,28 +73,9 @@ function isShims(pid: number): boolean {
   return args.includes("-namespace") || args.includes("create");
 }
 
-/** Runs a program as a child of this process, which has no others, and gives what it has printed. */
-async function outputOf(place: Place, args: readonly string[]): Promise<string> {
+/** Runs a program, and gives what it has printed. */
+async function outputOf(children: OwnChildren, args: readonly string[]): Promise<string> {
   using output = new MemoryFile("runc-output");
-  const pid = spawn({ args, cwd: "/", descriptors: [null, output.fd, null] });
-  await ended(place, pid);
-  while (reap() !== undefined);
+  await children.run({ args, descriptors: [null, output.fd, null] });
   return output.read();
-}
-
-/** Waits until a process has ended, whose ever it is. */
-async function ended({ poller, timer }: Place, pid: number): Promise<void> {
-  let pidfd;
-  try {
-    pidfd = openPidfd(pid);
-  } catch (error) {
-    if (!hasNoPidfds(error)) throw error;
-    while (!HAS_ENDED.includes(statOf(pid)[0])) await sleep(timer, LOOK_MS);
-  }
-  if (pidfd === undefined) return;
-  const { promise, resolve } = Promise.withResolvers<void>();
-  poller.add(pidfd, Event.IN, () => resolve());
-  await promise;
-  poller.remove(pidfd);
-  close(pidfd);
 }

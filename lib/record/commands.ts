@@ -1,6 +1,6 @@
 /**
- * Commands of the OCI runtime that have been started and whose outcome has not become that of a call: another process that
- * makes the same call again waits for what has been started, and starts nothing twice.
+ * Commands, of the OCI runtime above all, that have been started and whose outcome has not become that of a call: another
+ * process that makes the same call again waits for what has been started, and starts nothing twice.
  */
 
 import { SystemError } from "../../ffi/libc.ts";
@@ -62,14 +62,20 @@ export class Commands {
   /** Runs a command, or waits for the one that has been started. */
   async run({ key, scope, logged, ...options }: CommandOptions): Promise<Outcome> {
     const inherited = this.#inherited(key, scope);
-    if (inherited !== undefined) return await this.#runOn(inherited);
+    if (inherited !== undefined) {
+      if (inherited.pid > 0) options.started?.(inherited.pid);
+      return await this.#runOn(inherited);
+    }
     const entry: Entry = { key, scope, serial: 0, pid: 0, logged, status: undefined };
     this.#entries.add(entry);
     try {
       const { status } = await this.#runner.run({
         ...options,
         numbered: (serial) => entry.serial = serial,
-        started: (pid) => entry.pid = pid,
+        started: (pid) => {
+          entry.pid = pid;
+          options.started?.(pid);
+        },
         onExit: (exit) => entry.status = exit.status,
       });
       return { status, logged };

@@ -1175,6 +1175,56 @@ static int is_copier(const struct started *started) {
   return started->argc == 4 && begins_with(started->argv[1], COPY) && !started->argv[1][sizeof COPY - 1];
 }
 
+/* --- System calls that may wait ----------------------------------------------------------------------------------------- */
+
+/*
+ * mount(2), umount2(2) and open(2) of a path may wait as long as a disk or a server does not answer. A child of the container's
+ * own process makes such calls (lib/container/calls.ts), from a list in a file in memory, which ffi/calls.ts writes and reads.
+ * Nothing of what they are for is known here.
+ *
+ * Started by the name CALLS, with the file as descriptor LIST. The list is a struct step each, up to one whose number is
+ * END_OF_LIST; what they refer to is behind them. All offsets are from the beginning of the file.
+ */
+#define CALLS "containerd-shim-calls"
+
+enum { LIST };
+
+enum { AS_IT_IS, ADDRESS /* of what is at that offset */, LOADED /* the int64_t at that offset */ }; /* a kind of argument */
+enum { KIND_BITS = 2, KIND_MASK = 3, ARGUMENTS = 6, GOES_ON = 1 << (KIND_BITS * ARGUMENTS) };
+enum { END_OF_LIST = 0, DECIMAL = -1 /* writes the second argument at the first, as text */ };
+
+struct step {
+  int32_t number; /* of the system call, or one of the above */
+  uint32_t flags; /* the arguments' kinds, the first in the lowest bits; GOES_ON: the next is made though this one fails */
+  uint64_t arguments[ARGUMENTS];
+  uint64_t result; /* offset of the int64_t that becomes the result */
+};
+
+_Static_assert(sizeof(struct step) == 64, "ffi/calls.ts has this layout");
+
+/* Returns the exit status: the error of the call at which it has stopped. */
+static int make_calls(void) {
+  struct stat stat;
+  call(__NR_prctl, PR_SET_PDEATHSIG, SIGKILL); /* who is to undo it waits for its end */
+  if (call(__NR_fstat, LIST, &stat)) return EXIT_NOT_STARTED;
+  char *const list = (char *)call(__NR_mmap, 0, stat.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, LIST, 0);
+  if (failed((long)list)) return EXIT_NOT_STARTED;
+  for (const struct step *step = (const struct step *)list; step->number != END_OF_LIST; step++) {
+    long values[ARGUMENTS], result = 0;
+    for (int i = 0; i < ARGUMENTS; i++) {
+      const uint32_t kind = step->flags >> (KIND_BITS * i) & KIND_MASK;
+      values[i] = (long)step->arguments[i];
+      if (kind == ADDRESS) values[i] += (long)list;
+      if (kind == LOADED) values[i] = *(const int64_t *)(list + values[i]);
+    }
+    if (step->number == DECIMAL) append_number((char *)values[0], (uint64_t)values[1]);
+    else result = call(step->number, values[0], values[1], values[2], values[3], values[4], values[5]);
+    *(int64_t *)(list + step->result) = result;
+    if (failed(result) && !(step->flags & GOES_ON)) return (int)-result;
+  }
+  return 0;
+}
+
 /* --- What Deno is started from ------------------------------------------------------------------------------------------ */
 
 struct loaded {
@@ -1284,6 +1334,10 @@ __attribute__((noreturn, used)) static void enter(const uintptr_t *stack) {
     call(__NR_prctl, PR_SET_NAME, "shim-copy", 0);
     drop_image(image);
     call(__NR_exit_group, copy(*started.argv[2], (char *)argv[3]));
+  }
+  if (argc == 1 && begins_with(*started.argv, CALLS)) {
+    call(__NR_prctl, PR_SET_NAME, "shim-calls", 0);
+    call(__NR_exit_group, make_calls());
   }
   if (may_be_hosted(&started)) {
     const uint32_t group = number_in(&started, GROUP, DEFAULT_GROUP);
