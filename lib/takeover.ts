@@ -1,5 +1,6 @@
 /** Goes on with a shim where another process has stopped: with what that has written down, and what has been kept of it. */
 
+import { monotonic } from "../ffi/clock.ts";
 import { describeEnd } from "../ffi/pidfd.ts";
 import { isListening } from "../ffi/socket.ts";
 import { statDescriptor } from "../ffi/stat.ts";
@@ -149,7 +150,7 @@ async function salvage({ recorder, log }: Taken, service: Loaded): Promise<void>
  * @param doubt why calls that change something are not gone on with
  */
 function goOn({ calls: { calls, parts, file }, keeper, server, timer, serve }: Taken, doubt: string | undefined): void {
-  const now = Date.now();
+  const now = monotonic();
   const begun = calls.map((call) => {
     file.resume(call);
     const { id, connection, stream, payload, at, isAnswered, tries } = call;

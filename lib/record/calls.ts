@@ -5,6 +5,7 @@
  * them a header and room for a content; one that is free is used again.
  */
 
+import { monotonic } from "../../ffi/clock.ts";
 import * as fds from "../../ffi/fd.ts";
 import { MemoryFile } from "../../ffi/memfd.ts";
 
@@ -12,7 +13,20 @@ import { MemoryFile } from "../../ffi/memfd.ts";
 const MAGIC = new TextEncoder().encode("SHIMCAL1");
 /** The header of an entry, in bytes, and where its fields are: f64 the time, u32 all others; little-endian. */
 const HEADER_SIZE = 48;
-const FIELD = { room: 0, kind: 4, id: 8, connection: 12, stream: 16, tries: 20, at: 24, length: 32, sum: 36 } as const;
+const FIELD = {
+  room: 0,
+  kind: 4,
+  id: 8,
+  connection: 12,
+  stream: 16,
+  tries: 20,
+  /** In ms since the epoch: for hosts of 0.1, which know no other. */
+  time: 24,
+  length: 32,
+  sum: 36,
+  /** In ms of CLOCK_MONOTONIC, which nobody sets; 0 where a host of 0.1 has written it. */
+  at: 40,
+} as const;
 /** Kinds of entries. */
 const Kind = { FREE: 0, CALL: 1, ANSWERED: 2, PART: 3 } as const;
 /** The least room for a content, in bytes; more is a power of two times that. */
@@ -30,7 +44,7 @@ export interface CallRecord {
   readonly connection: number;
   /** Its stream on that connection: ttrpc's. */
   readonly stream: number;
-  /** When its request was read, in ms since the epoch. */
+  /** When its request was read, in ms of CLOCK_MONOTONIC. */
   readonly at: number;
   /** How many processes in a row have died soon after they had gone on with it. */
   readonly tries: number;
@@ -116,7 +130,7 @@ export class CallFile {
           id,
           connection,
           stream: get(FIELD.stream),
-          at: view.getFloat64(FIELD.at, true),
+          at: view.getFloat64(FIELD.at, true) || monotonic() - (Date.now() - view.getFloat64(FIELD.time, true)),
           tries: get(FIELD.tries),
           isAnswered: kind === Kind.ANSWERED,
           payload,
@@ -145,7 +159,8 @@ export class CallFile {
     set(FIELD.id, id);
     set(FIELD.connection, connection);
     set(FIELD.stream, stream);
-    view.setFloat64(FIELD.at, Date.now(), true);
+    view.setFloat64(FIELD.time, Date.now(), true);
+    view.setFloat64(FIELD.at, monotonic(), true);
     set(FIELD.length, payload.length);
     set(FIELD.sum, checksum(payload));
     bytes.set(payload, HEADER_SIZE);
