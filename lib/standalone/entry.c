@@ -390,6 +390,7 @@ static const uint64_t MOVE_TIMEOUT = 5000000000;
 /* unix(7), socket(7), cmsg(3), flock(2), wait(2), access(2): what the kernel's headers for programs leave to the C library's. */
 enum { AF_UNIX = 1, SCM_RIGHTS = 1, MSG_PEEK = 2, MSG_CTRUNC = 8, MSG_TRUNC = 0x20, MSG_DONTWAIT = 0x40 };
 enum { R_OK = 4, W_OK = 2 };
+enum { SHUT_RDWR = 2 };
 enum { P_ALL = 0, WNOHANG = 1, WEXITED = 4, WNOWAIT = 0x01000000 };
 enum { SEQPACKET = 5, NONBLOCK = 04000, MSG_NOSIGNAL = 0x4000, MSG_CMSG_CLOEXEC = 0x40000000, BACKLOG = 4096 };
 
@@ -449,7 +450,10 @@ static void rest(uint64_t ns) {
   call(__NR_nanosleep, &time, 0);
 }
 
-/* With as many descriptors of `rights`. */
+/*
+ * With as many descriptors of `rights`. What cannot be sent for the moment (memory is short, or too many descriptors are on
+ * their way: ETOOMANYREFS of unix(7)) is tried again; a host that cannot be told for another reason is given up.
+ */
 static void tell(long host, const struct told *told, struct rights *rights, size_t count) {
   const struct piece piece = {told, sizeof *told};
   struct message message = {NULL, 0, &piece, 1, rights, 0, 0};
@@ -459,7 +463,16 @@ static void tell(long host, const struct told *told, struct rights *rights, size
     rights->type = SCM_RIGHTS;
     message.control_length = RIGHTS_HEADER + ((count + 1) & ~(size_t)1) * sizeof(int);
   }
-  call(__NR_sendmsg, host, &message, MSG_NOSIGNAL);
+  long sent;
+  while (failed(sent = call(__NR_sendmsg, host, &message, MSG_NOSIGNAL))) {
+    /* It has gone; what is read next says so. */
+    if (sent == -EPIPE || sent == -ECONNRESET) return;
+    if (sent != -EINTR && sent != -EAGAIN && sent != -ENOBUFS && sent != -ENOMEM && sent != -ETOOMANYREFS) {
+      call(__NR_shutdown, host, SHUT_RDWR);
+      return;
+    }
+    rest(RETRY_DELAY);
+  }
 }
 
 /* FNV-1a, http://www.isthe.com/chongo/tech/comp/fnv */

@@ -94,7 +94,9 @@ const PLAY_HOST = `
   }
   # Has it for a holder; says what it brings.
   sub take {
+    my ($meanwhile) = @_;
     say_to order $ACCEPTED;
+    $meanwhile->() if $meanwhile;
     my @brought;
     for (;;) {
       my ($kind, $number, $error, $more, @given) = told;
@@ -358,6 +360,27 @@ onlyHosted("a holder passes on its signals, and tells of whoever ends below it",
     chomp(my $orphan = <$read>);
     print "$ended{$pid}, $ended{$orphan}\\n"`;
   assertEquals(await play(script), [...Array(4).fill("signalled"), "exited 0 1, exited 9 2"]);
+});
+
+onlyHosted("what a holder cannot send for the moment, it sends later", async () => {
+  const script = `take;
+    open my $file, '<', "$folder/given" or die $!;
+    give order($KEEP, 8 + $_), $file for 0 .. 19;
+    close $holder;
+    come;
+    # More descriptors are on their way than it may have open: unix(7), ETOOMANYREFS.
+    socketpair my $here, my $there, AF_UNIX, SOCK_SEQPACKET, 0 or die $!;
+    { local $holder = $here; give "more", ($file) x 8 for 1 .. 12 }
+    my @brought = take(sub {
+      # It waits, in nanosleep(2).
+      wait_until(sub { slurp("/proc/$shim/syscall") =~ /^35 / });
+      close $here;
+      close $there;
+    });
+    print scalar(@brought), "\\n"`;
+  // Only with these may a process have more on their way.
+  const unprivileged = ["setpriv", "--bounding-set=-sys_resource,-sys_admin", "prlimit", "--nofile=64:64"];
+  assertEquals(await play(script, unprivileged), ["20"]);
 });
 
 onlyHosted("a holder takes what it does not know for nothing", async () => {
