@@ -4,7 +4,7 @@ import * as fds from "../../ffi/fd.ts";
 import { type Message, receiveMessage, sendMessage } from "../../ffi/fd_passing.ts";
 import { Errno, SystemError } from "../../ffi/libc.ts";
 import { Event, type Poller } from "../../ffi/poll.ts";
-import { candidates, parentOf, START_CALL } from "../../ffi/process.ts";
+import { candidates, openFilesLimitOf, parentOf, START_CALL } from "../../ffi/process.ts";
 import type { Parent, StartOptions } from "../reaper.ts";
 import {
   acceptOrder,
@@ -231,6 +231,15 @@ export class Holder implements Parent {
       this.#send({ bytes: message(), descriptors: [] });
       this.#wanted.set(number, { what, resolve, reject });
     });
+  }
+
+  /** How many descriptors it can have open. Infinity, when it has gone. */
+  get mostDescriptors(): number {
+    try {
+      return openFilesLimitOf(this.#pid);
+    } catch {
+      return Infinity;
+    }
   }
 
   isChild(pid: number): boolean {

@@ -10,6 +10,7 @@
 
 import * as fds from "../../ffi/fd.ts";
 import { openNull } from "../../ffi/null.ts";
+import { openFilesLimitOf } from "../../ffi/process.ts";
 import { Event } from "../../ffi/poll.ts";
 import { Signal } from "../../ffi/signals.ts";
 import { accept, isListening, isOwnUser, peerCredentials } from "../../ffi/socket.ts";
@@ -381,6 +382,5 @@ function remove(path: string): void {
 
 /** How many containers there are descriptors for: Deno has raised the soft limit to the hard one. */
 function roomForContainers(): number {
-  const limit = /^Max open files\s+(\d+)/m.exec(Deno.readTextFileSync("/proc/self/limits"))?.[1];
-  return limit === undefined ? Infinity : Math.floor((Number(limit) - DESCRIPTORS_OWN) / DESCRIPTORS_EACH);
+  return Math.floor((openFilesLimitOf("self") - DESCRIPTORS_OWN) / DESCRIPTORS_EACH);
 }

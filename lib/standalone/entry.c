@@ -216,6 +216,14 @@ static uint64_t limit_of_open_files(void) {
   return limit[0];
 }
 
+/* Sets the soft limit, to the hard one at most. */
+static void set_open_files(uint64_t soft) {
+  uint64_t limit[2] = {0, 0};
+  call(__NR_prlimit64, 0, RLIMIT_NOFILE, 0, limit);
+  limit[0] = soft < limit[1] ? soft : limit[1];
+  call(__NR_prlimit64, 0, RLIMIT_NOFILE, limit, 0);
+}
+
 /*
  * What Deno needs, with something to spare, or it ends with a trace of its stack: V8 reserves 32 GiB of address space. The
  * names are those of prlimit(1). ffi/process.ts has the order.
@@ -513,6 +521,7 @@ struct holder {
   int highest;    /* number of what it keeps, at most */
   int32_t exited; /* of whom the host has been told and who is not reaped yet; none is told of until it has once said DONE */
   struct past past;
+  uint64_t open_files; /* the soft limit that it was started with: its children's */
 };
 
 /*
@@ -659,8 +668,8 @@ static long find_host(const struct started *started, const struct holder *holder
 }
 
 /* In the child: becomes the program, or returns the error. */
-static long become(const struct order *order, const char *strings, const char **pointers, const int *given,
-                   size_t count, const char *const *own_environment) {
+static long become(const struct holder *holder, const struct order *order, const char *strings, const char **pointers,
+                   const int *given, size_t count, const char *const *own_environment) {
   const uint64_t nothing[4] = {0}; /* sigset_t; struct sigaction */
   for (long signal = 1; signal <= 64; signal++) call(__NR_rt_sigaction, signal, nothing, 0, sizeof(uint64_t));
   call(__NR_rt_sigprocmask, SIG_SETMASK, nothing, 0, sizeof(uint64_t));
@@ -668,6 +677,7 @@ static long become(const struct order *order, const char *strings, const char **
   /* What has come is numbered higher than LISTENER, the host's socket and the signals: no child wants so many. */
   close_from(LISTENER, CLOSE_RANGE_CLOEXEC);
   for (size_t i = 0; i < count; i++) call(__NR_dup2, given[i], i);
+  set_open_files(holder->open_files);
 
   const char *string = strings;
   if (*string) {
@@ -711,7 +721,7 @@ static void spawn(struct holder *holder, struct order *order, const char *string
                   size_t count, const char *const *environment, int lacks) {
   const long child = lacks ? -EMFILE : call(__NR_clone, CLONE_VFORK | SIGCHLD, 0, 0, 0);
   if (!child) {
-    order->error = (int32_t)become(order, strings, pointers, given, count, environment);
+    order->error = (int32_t)become(holder, order, strings, pointers, given, count, environment);
     call(__NR_exit_group, EXIT_NOT_STARTED);
   }
   int32_t error = failed(child) ? (int32_t)child : order->error;
@@ -789,9 +799,16 @@ static void obey(struct holder *holder, size_t length, const char *const *enviro
     close_fd(HOST);
     break;
   case ACCEPT:
-    held = call(__NR_accept4, order->from, 0, 0, NONBLOCK | O_CLOEXEC);
-    break;
   case OPEN: {
+    /* What cannot be kept is not to be opened: that it is closed again would be an end of file for somebody. */
+    if (value >= 0 && (uint64_t)value >= limit_of_open_files()) {
+      held = -EMFILE;
+      break;
+    }
+    if (order->kind == ACCEPT) {
+      held = call(__NR_accept4, order->from, 0, 0, NONBLOCK | O_CLOEXEC);
+      break;
+    }
     const long first = order->first < 0 ? -1 : call(__NR_open, strings, order->first | O_CLOEXEC, 0);
     held = order->first >= 0 && failed(first) ? first : call(__NR_open, strings, order->flags | O_CLOEXEC, 0);
     if (!failed(first)) close_fd(first);
@@ -846,6 +863,9 @@ __attribute__((noreturn)) static void hold(long host, const struct started *star
                                            uintptr_t image, uint64_t signals) {
   call(__NR_prctl, PR_SET_CHILD_SUBREAPER, 1, 0);
   call(__NR_fcntl, LISTENER, F_SETFD, FD_CLOEXEC);
+  /* Its own descriptors are more than its children are to have. */
+  holder->open_files = limit_of_open_files();
+  set_open_files(UINT64_MAX);
   join_host(holder, host);
   drop_image(image);
   place(holder, call(__NR_signalfd4, -1, &signals, sizeof signals, O_NONBLOCK | O_CLOEXEC), SIGNALS);

@@ -486,8 +486,8 @@ onlyHosted("a holder that cannot keep a descriptor says why", async () => {
     my ($kind, $which, $error, $more) = told;
     print $which == $limit ? "$kind $error $more" : "$kind $which", "\\n";
     print opened eq $before ? "as before" : opened, "\\n"`;
-  const EBADF = 9;
-  assertEquals(await play(script), [`held ${EBADF} 0`, "as before"]);
+  const EMFILE = 24;
+  assertEquals(await play(script), [`held ${EMFILE} 0`, "as before"]);
 });
 
 onlyHosted("a holder whose host goes comes to the next, and says where it was left", async () => {
