@@ -14,6 +14,7 @@ import {
   moveOrder,
   openOrder,
   order,
+  REAPS_AT_ONCE,
   spawnOrder,
 } from "./protocol.ts";
 
@@ -71,6 +72,10 @@ export class Holder implements Parent {
   executable: string = OWN_EXECUTABLE;
   /** PATH of the environment that it was started with: that of its children. */
   path: string | undefined;
+  /** The version of the messages that it speaks: see {@link Join}. */
+  protocol = 0;
+  /** Settled when it has been told that it may tell of exits. */
+  readonly #listening = Promise.withResolvers<void>();
   readonly #socket: number;
   readonly #options: HolderOptions;
   readonly #listener: HolderListener;
@@ -126,6 +131,7 @@ export class Holder implements Parent {
   /** A number or nothing that it is told: see lib/standalone/entry.c. What it keeps by a number is the caller's to know. */
   tell(...message: Parameters<typeof order>): void {
     const bytes = order(...message);
+    if (message[0] === "done" && message[1] === 0) this.#listening.resolve();
     if (!ANSWERS.includes(message[0])) return this.#sendIfThere(bytes);
     try {
       this.#sent({ bytes, descriptors: [] });
@@ -191,12 +197,14 @@ export class Holder implements Parent {
 
   /** Settled when it has reaped all that has ended: also what it had not told of before. */
   async settled(): Promise<void> {
+    // Before, it tells of none.
+    await this.#listening.promise;
     // What it is told by now, it does first.
     await this.#reach();
     let exits;
     do {
       exits = this.#exits;
-      // Of the next that has ended it tells before it is asked again.
+      // Of what else has ended it tells before it is asked again.
       await this.#reach();
     } while (this.#exits !== exits);
   }
@@ -251,6 +259,18 @@ export class Holder implements Parent {
     return undefined;
   }
 
+  watch(pid: number): void {
+    if (this.protocol >= REAPS_AT_ONCE) this.tell("watch", pid);
+  }
+
+  unwatch(pid: number): void {
+    if (this.protocol >= REAPS_AT_ONCE) this.tell("done", pid);
+  }
+
+  hold(holds: boolean): void {
+    if (this.protocol >= REAPS_AT_ONCE) this.tell("hold", holds ? 1 : 0);
+  }
+
   /** Closes the connection: the process ends by that if it is a holder. The listener is told nothing more. */
   close(): void {
     if (!this.#open) return;
@@ -259,6 +279,7 @@ export class Holder implements Parent {
     fds.close(this.#socket);
     for (const { descriptors } of this.#outgoing.splice(0)) descriptors.forEach(fds.close);
     if (this.#isAnothers) return;
+    this.#listening.resolve();
     for (const { program, reject } of this.#asked.splice(0)) reject(gone(program));
     for (const { what, reject } of this.#wanted.values()) reject(gone(what));
     this.#wanted.clear();

@@ -27,7 +27,7 @@ import { KeptByHolder } from "./kept.ts";
 import { removeOrphan } from "./orphans.ts";
 import { RECORD_VERSION } from "../record/record.ts";
 import { canRead, hasBeenTakenOver } from "../record/recorder.ts";
-import { type AboutHost, type FromHolder, type Join, MAX_MESSAGE, ownBuild } from "./protocol.ts";
+import { type AboutHost, type FromHolder, type Join, MAX_MESSAGE, ownBuild, REAPS_AT_ONCE } from "./protocol.ts";
 
 /** What a host is started with: lib/standalone/entry.c. */
 const SOCKET = 3;
@@ -150,6 +150,8 @@ class Host {
         member = this.#join(holder, peer.pid, message, descriptors[0]!);
         if (member !== undefined) return;
       }
+      // It goes back to where it has come from, or is a shim by itself.
+      if (member === undefined && message.kind === "stranger") holder.tell("refused");
       descriptors.forEach(fds.close);
     });
   }
@@ -173,6 +175,8 @@ class Host {
       if (options === undefined || options.version || options.socket !== "") return refuse("refused");
       this.#containerds.add(options["containerd-binary"]);
       const { cwd, entered } = join;
+      holder.protocol = join.protocol;
+      holder.path = join.variable("PATH");
       const kept = new KeptByHolder(holder);
       const identity = { options, pid, cwd, entered, parent: holder, keeper: kept, build: join.build };
       member = { holder, kept, join, identity, listener, shim: undefined, isReady: false, signals: [] };
@@ -181,7 +185,6 @@ class Host {
       // It finds that out once more, by itself, and says it on its own standard error.
       return refuse("refused");
     }
-    holder.path = join.variable("PATH");
     if (join.isMoved) holder.noteMoved();
     this.#members.add(member);
     this.#linger?.[Symbol.dispose]();
@@ -194,14 +197,16 @@ class Host {
   /** Says who this is; and hands over to another build, if that is wanted. */
   async #upgrade(
     asker: Holder,
-    { build, goes }: Extract<FromHolder, { kind: "upgrade" }>,
+    { build, goes, protocol }: Extract<FromHolder, { kind: "upgrade" }>,
     executable: number | undefined,
   ): Promise<void> {
     let [moved, stayed] = [0, this.#members.size];
     const containers = this.#members.size;
+    const spoken = Math.max(0, ...[...this.#members].map(({ holder }) => holder.protocol));
     if (goes && executable !== undefined && !this.#isMoving) {
       this.#isMoving = true;
-      const members = [...this.#members];
+      // A host of that build would not understand the others.
+      const members = [...this.#members].filter(({ holder }) => holder.protocol <= protocol);
       await Promise.allSettled(members.map((member) => this.#move(member, build, executable)));
       // Those that find no host there come back.
       const isBack = (member: Member) => [...this.#members].some((each) => each !== member && isSame(each, member));
@@ -211,7 +216,7 @@ class Host {
         await sleep(this.#place.timer, LOOK_MS);
       }
       moved = members.filter(hasMoved).length;
-      stayed = members.length - moved;
+      stayed = containers - moved;
       this.#isMoving = false;
       if (stayed === 0) this.#leaving = true;
     }
@@ -221,6 +226,7 @@ class Host {
       build: `${this.#build}`,
       recordVersion: RECORD_VERSION,
       ...{ containers, moved, stayed },
+      ...protocol >= REAPS_AT_ONCE ? { protocol: spoken } : {},
     };
     asker.say(new TextEncoder().encode(JSON.stringify(about)));
     if (this.#leaving && this.#members.size === 0) this.#end();

@@ -26,6 +26,7 @@ const PLAY_HOST = `
   my ($path, $folder, $script) = splice @ARGV, 0, 3;
   my ($ACCEPTED, $REFUSED, $FULL, $END, $SPAWN, $KEEP, $DROP, $DONE, $ACCEPT, $OPEN, $MOVE) = 1 .. 11;
   my @KINDS = qw(nothing joined go signalled exited spawned held);
+  my ($WATCH, $HOLD) = (13, 14);
   my ($CLD_EXITED, $CLD_KILLED) = (1, 2);
   my ($SENDMSG, $RECVMSG, $MSG_CMSG_CLOEXEC, $SOL_SOCKET, $SCM_RIGHTS) = (46, 47, 0x40000000, 1, 1);
   my $OWN_ENVIRONMENT = 0xffffffff;
@@ -187,7 +188,7 @@ onlyHosted("a process that looks for a host says what it is", async () => {
     print $environment{"PATH=$ENV{PATH}"} && keys %environment == keys %ENV ? "its environment\\n" : "another\\n";
     print $join{given} eq readlink "/proc/self/fd/3" ? "its socket\\n" : "another\\n"`;
   assertEquals(await play(script), [
-    "2 32 0 0 0",
+    "3 32 0 0 0",
     "0 0 0 0",
     "built and entered",
     "FOLDER -namespace NAMESPACE -workdir FOLDER",
@@ -284,21 +285,8 @@ onlyHosted("a holder says why a child cannot be started, and goes on", async () 
   assertEquals(await play(script), [...expected, "well"]);
 });
 
-/**
- * Starts two shells with the numbers 1 and 2, which end with 3 and by SIGKILL when their input does: `end_all` ends that,
- * and waits for it. Their pids are $first and $second.
- */
-const TWO_SHELLS = `
-  pipe my $until, my $gate or die $!;
-  my @read;
-  push @read, shell 1, 'read line; exit 3', stdin => $until;
-  my (undef, $first) = told;
-  push @read, shell 2, 'read line; kill -9 $$', stdin => $until;
-  my (undef, $second) = told;
-  close $until;
-  my $end_all = sub { close $gate; for my $pid ($first, $second) { wait_until(sub { state_of($pid) eq "Z" }) } };
-  my %name = ($first => "the first", $second => "the second");
-  # What is asked for is answered before anything is told that comes later.
+/** What a holder says before it answers what it is asked for now: nothing, as a rule. */
+const TOLD_NOTHING = `
   my $told_nothing = sub {
     say_to order($OPEN, 60, 0, 0, -1) . "/dev/null\\0";
     my ($kind, $number, undef, undef, $fd) = told;
@@ -307,7 +295,23 @@ const TWO_SHELLS = `
   };
 `;
 
-onlyHosted("a holder does not reap a child before it is told to, nor tell of another", async () => {
+/**
+ * Starts two shells with the numbers 1 and 2, which end with 3 and by SIGKILL when their input does: `end_all` ends that,
+ * and waits until they have been reaped. Their pids are $first and $second.
+ */
+const TWO_SHELLS = `${TOLD_NOTHING}
+  pipe my $until, my $gate or die $!;
+  my @read;
+  push @read, shell 1, 'read line; exit 3', stdin => $until;
+  my (undef, $first) = told;
+  push @read, shell 2, 'read line; kill -9 $$', stdin => $until;
+  my (undef, $second) = told;
+  close $until;
+  my $end_all = sub { close $gate; for my $pid ($first, $second) { wait_until(sub { state_of($pid) eq "gone" }) } };
+  my %name = ($first => "the first", $second => "the second");
+`;
+
+onlyHosted("a holder reaps what has ended at once, whatever its host does, and tells of it once", async () => {
   const script = `take; ${TWO_SHELLS}
     say_to order $DONE, 0;
     $end_all->();
@@ -315,16 +319,15 @@ onlyHosted("a holder does not reap a child before it is told to, nor tell of ano
     for (1, 2) {
       my ($kind, $pid, $status, $code) = told;
       $ended{$name{$pid}} = "$kind $status $code";
-      print $told_nothing->(), " ", state_of($pid), " ";
-      say_to order $DONE, $pid;
-      $told_nothing->() if $_ == 2;
-      print state_of($pid), "\\n" if $_ == 2;
     }
+    print $told_nothing->(), "\\n";
+    say_to order $DONE, $_ for $first, $second;
+    print $told_nothing->();
     print "\\n$_ $ended{$_}" for sort keys %ended`;
   const [CLD_EXITED, CLD_KILLED] = [1, 2];
   assertEquals(await play(script), [
-    "nothing Z nothing Z gone",
-    "",
+    "nothing",
+    "nothing",
     `the first exited 3 ${CLD_EXITED}`,
     `the second exited 9 ${CLD_KILLED}`,
   ]);
@@ -340,7 +343,7 @@ onlyHosted("a holder tells of no exit before it is told that it may", async () =
   assertEquals(await play(script), ["nothing", "exited"]);
 });
 
-onlyHosted("a holder passes on its signals, and tells of whoever ends below it", async () => {
+onlyHosted("a holder passes on its signals, and tells of those that end which it is to watch", async () => {
   const script = `take;
     say_to order $DONE, 0;
     for my $signal (POSIX::SIGUSR1, POSIX::SIGTERM, POSIX::SIGINT, POSIX::SIGHUP) {
@@ -349,17 +352,78 @@ onlyHosted("a holder passes on its signals, and tells of whoever ends below it",
       print $which == $signal ? $kind : "$kind $which", "\\n";
     }
     # An orphan becomes its child.
-    my $read = shell 1, '(sh -c "echo \\$\\$; read x </dev/null; kill -9 \\$\\$") & exit 0';
-    my ($spawned, $pid) = told;
-    my %ended;
-    for (1, 2) {
-      my ($kind, $who, $status, $code) = told;
-      $ended{$who} = "$kind $status $code";
-      say_to order $DONE, $who;
-    }
+    pipe my $until, my $gate or die $!;
+    my $read = shell 1, 'exec 3<&0; (sh -c "echo \\$\\$; read x <&3; kill -9 \\$\\$") & exit 0', stdin => $until;
+    close $until;
+    my (undef, $pid) = told;
+    my ($kind, $who, $status, $code) = told;
+    print $who == $pid ? "$kind $status $code" : "$kind $who", "\\n";
     chomp(my $orphan = <$read>);
-    print "$ended{$pid}, $ended{$orphan}\\n"`;
-  assertEquals(await play(script), [...Array(4).fill("signalled"), "exited 0 1, exited 9 2"]);
+    say_to order $WATCH, $orphan;
+    close $gate;
+    ($kind, $who, $status, $code) = told;
+    print $who == $orphan ? "$kind $status $code" : "$kind $who", "\\n"`;
+  assertEquals(await play(script), [...Array(4).fill("signalled"), "exited 0 1", "exited 9 2"]);
+});
+
+/** Has an orphan end with 5, and waits until it has been reaped; gives its pid. */
+const ORPHAN = `${TOLD_NOTHING}
+  my $serial = 0;
+  my $orphan = sub {
+    my $read = shell ++$serial, '(sh -c "echo \\$\\$; exit 5") & exit 0';
+    told, say_to order $DONE, (told)[1];
+    chomp(my $pid = <$read>);
+    wait_until(sub { state_of($pid) eq "gone" });
+    return $pid;
+  };
+`;
+
+onlyHosted(
+  "of an orphan that has ended already, a holder tells when it has been told to keep it, and not otherwise",
+  async () => {
+    const script = `take; ${ORPHAN}
+    say_to order $DONE, 0;
+    my $asked = sub { my ($pid) = @_; say_to order $WATCH, $pid; $told_nothing->() };
+    my $pid = $orphan->();
+    print $asked->($pid), "\\n";
+    say_to order $DONE, $pid;
+    say_to order $HOLD, 1;
+    my @pids = map { $orphan->() } 1 .. 3;
+    print $asked->($pids[1]) eq "exited $pids[1]" ? "told of\\n" : "not\\n";
+    print join(" ", (told)[0, 1]), "\\n";
+    # The next host is told, too, and of others that it asks for.
+    die_and_come;
+    take;
+    say_to order $DONE, 0;
+    my ($kind, $who, $status, $code) = told;
+    print $who == $pids[1] ? "$kind $status $code" : "$kind $who", "\\n";
+    say_to order $DONE, $who;
+    say_to order $WATCH, $pids[2];
+    ($kind, $who, $status, $code) = told;
+    print $who == $pids[2] ? "$kind $status $code" : "$kind $who", "\\n";
+    say_to order $HOLD, 0;
+    print $asked->($pids[0]), "\\n"`;
+    assertEquals(await play(script), ["nothing", "told of", "held 60", "exited 5 1", "exited 5 1", "nothing"]);
+  },
+);
+
+onlyHosted("what a holder keeps of many that have ended, it forgets when it is told to, with its memory", async () => {
+  const script = `take; ${TOLD_NOTHING}
+    say_to order $DONE, 0;
+    my $memory = sub { slurp("/proc/$shim/smaps_rollup") =~ /^Private_Dirty:\\s+(\\d+)/m; $1 };
+    say_to order $HOLD, 1;
+    my $before = $memory->();
+    my $read = shell 1, 'i=0; while [ $i -lt 2000 ]; do (: &); i=$((i + 1)); done; echo $i';
+    my (undef, $pid) = told;
+    print <$read>;
+    say_to order $DONE, (told)[1];
+    print $memory->() - $before >= 12 ? "kept\\n" : "not kept\\n";
+    say_to order $HOLD, 0;
+    $told_nothing->();
+    print $memory->(), "\\n"`;
+  const [count, kept, memory] = await play(script);
+  assertEquals([count, kept], ["2000", "kept"]);
+  assert(Number(memory) <= HOLDER_KIB, `a holder has ${memory} KiB of its own`);
 });
 
 onlyHosted("what a holder cannot send for the moment, it sends later", async () => {
@@ -531,7 +595,7 @@ onlyHosted("a holder whose host goes comes to the next, and says where it was le
   const ENOENT = 2;
   assertEquals(await play(script), [
     "0",
-    "2 32 1 0",
+    "3 32 1 0",
     "terminated",
     "its pid 0 42",
     "6 of 6",
@@ -601,7 +665,7 @@ onlyHosted("that its host has died with something unread, hinders no holder from
 });
 
 onlyHosted(
-  "what ends while there is no host is told to the next, one after the other, as often as it takes",
+  "what ends while there is no host is reaped, and told to the next, as often as it takes",
   async () => {
     const script = `take; ${TWO_SHELLS}
     say_to order $DONE, 0;
@@ -610,23 +674,25 @@ onlyHosted(
     come;
     print scalar(take), " ", $told_nothing->(), "\\n";
     say_to order $DONE, 0;
-    my @once = told;
+    my @once = map { join " ", told } 1, 2;
     print $told_nothing->(), "\\n";
     # It has not said that it knows.
     die_and_come;
     take;
     say_to order $DONE, 0;
-    my @twice = told;
+    my @twice = map { join " ", told } 1, 2;
     print "@once" eq "@twice" ? "the same" : "@once, then @twice", "\\n";
-    say_to order $DONE, $once[1];
-    my @next = told;
-    print state_of($once[1]), " ", state_of($next[1]), "\\n";
-    print join("\\n", sort map { my ($kind, $pid, $status, $code) = @$_; "$name{$pid} $kind $status $code" } \\@once, \\@next)`;
+    say_to order $DONE, $first;
+    die_and_come;
+    take;
+    say_to order $DONE, 0;
+    print $name{(told)[1]}, ", ", $told_nothing->(), "\\n";
+    print join("\\n", sort map { my ($kind, $pid, $status, $code) = split / /; "$name{$pid} $kind $status $code" } @once)`;
     assertEquals(await play(script), [
       "0 nothing",
       "nothing",
       "the same",
-      "gone Z",
+      "the second, nothing",
       "the first exited 3 1",
       "the second exited 9 2",
     ]);
