@@ -1,4 +1,4 @@
-/** How long this process has been there: clock_gettime(2) against what the executable's entry has noted. */
+/** A clock that all processes have in common, and that nobody sets: CLOCK_MONOTONIC of clock_gettime(2). */
 
 import { check, libc } from "./libc.ts";
 
@@ -16,13 +16,26 @@ export function entryTime(): bigint | undefined {
   return entered === undefined || !/^\d+$/.test(entered) ? undefined : BigInt(entered);
 }
 
-/** Tells the microseconds since `start`, in ns of CLOCK_MONOTONIC. */
-export function since(start: bigint): () => number {
+/** Gives the time of CLOCK_MONOTONIC, in ns. */
+function clock(): () => bigint {
   // struct timespec: seconds and nanoseconds
   const now = new BigInt64Array(2);
   const bytes = new Uint8Array(now.buffer);
   return () => {
     check(c().clock_gettime(CLOCK_MONOTONIC, bytes), "clock_gettime");
-    return Number((now[0]! * 1_000_000_000n + now[1]! - start) / NS_PER_US);
+    return now[0]! * 1_000_000_000n + now[1]!;
   };
+}
+
+/** Tells the microseconds since `start`, in ns of CLOCK_MONOTONIC. */
+export function since(start: bigint): () => number {
+  const now = clock();
+  return () => Number((now() - start) / NS_PER_US);
+}
+
+const now = clock();
+
+/** CLOCK_MONOTONIC, in ms: what another process reads it by, too, as long as the machine runs. */
+export function monotonic(): number {
+  return Number(now() / NS_PER_US) / 1000;
 }

@@ -92,6 +92,12 @@ export function restoreOpenFilesLimit(): void {
   check(c().setrlimit(RLIMIT_NOFILE, bytes), "setrlimit");
 }
 
+/** The soft limit of open files of a process, as /proc/PID/limits has it: proc(5). Infinity where there is none. */
+export function openFilesLimitOf(pid: number | "self"): number {
+  const limit = /^Max open files\s+(\d+)/m.exec(Deno.readTextFileSync(`/proc/${pid}/limits`))?.[1];
+  return limit === undefined ? Infinity : Number(limit);
+}
+
 /** A child that has ended and been reaped. */
 export interface Exit {
   /** Another process's, maybe, now that this one has been reaped. */

@@ -52,6 +52,15 @@ export interface Parent {
   settled?(): Promise<void>;
   /** Whether a process is its child, and has not been reaped: where that is another's to do. */
   isChild?(pid: number): boolean;
+  /**
+   * Has the exit of a process told that the parent has not started itself, also when that has ended since {@link hold}: where
+   * another reaps, which tells only of those that it knows.
+   */
+  watch?(pid: number): void;
+  /** Has a process forgotten that is watched. */
+  unwatch?(pid: number): void;
+  /** Has the exits of all children kept from now on, for {@link watch}; or forgotten, and no more kept. */
+  hold?(holds: boolean): void;
   /** What a child executes to be this executable's entry, whatever has become of the file's name; none, where it has no entry. */
   readonly executable: string | undefined;
   /** How long the news of an exit may be on its way when the process's pidfd has told already, in ms. */
@@ -170,14 +179,17 @@ export class Reaper {
    * before runc has written down its pid.
    */
   hold(): Disposable {
-    this.#holds++;
+    const { parent } = this.#options;
+    if (this.#holds++ === 0) parent.hold?.(true);
     let held = true;
     return {
       [Symbol.dispose]: () => {
         if (!held) return;
         held = false;
         // Kept longer, an exit could be taken for that of a later process of the same pid.
-        if (--this.#holds === 0) this.#unclaimed.clear();
+        if (--this.#holds > 0) return;
+        this.#unclaimed.clear();
+        parent.hold?.(false);
       },
     };
   }
@@ -198,6 +210,7 @@ export class Reaper {
     }
     let watched: Watched = { handler };
     this.#watched.set(pid, watched);
+    this.#options.parent.watch?.(pid);
     if (this.#hasNoPidfds) return;
     try {
       const pidfd = openPidfd(pid);
@@ -222,8 +235,10 @@ export class Reaper {
   async #reaped(pid: number, watched: Watched): Promise<void> {
     const { timer, parent, log } = this.#options;
     if (parent.delayMs > 0) await sleep(timer, parent.delayMs);
+    if (this.#watched.get(pid) === watched) await this.settled();
     if (this.#watched.get(pid) !== watched) return;
     log.warn("a process had been reaped by another before it was known", { child: pid });
+    parent.unwatch?.(pid);
     this.#tell(watched, { pid, status: UNKNOWN_STATUS, at: new Date() });
   }
 
@@ -233,6 +248,8 @@ export class Reaper {
     let status;
     const { timer, parent } = this.#options;
     if (parent.delayMs > 0) await sleep(timer, parent.delayMs);
+    // What the parent knows of it, it has told then.
+    if (this.#watched.get(pid) === watched) await this.settled();
     for (let tries = 0; status === undefined && tries < STATUS_TRIES; tries++) {
       if (tries > 0) await sleep(timer, STATUS_DELAY_MS);
       // Its parent may have ended too, and left it to us.
@@ -245,6 +262,7 @@ export class Reaper {
       status = exitStatusOf(watched.pidfd!);
     }
     this.#options.log.warn("a process has ended that another has reaped", { child: pid, status: status ?? "unknown" });
+    parent.unwatch?.(pid);
     this.#tell(watched, { pid, status: status ?? UNKNOWN_STATUS, at });
   }
 
@@ -334,21 +352,25 @@ export class Reaper {
   }
 
   /**
-   * Waits for the end of a child that another process has had started, and which was not reaped when this one began.
+   * Waits for the end of a child that another process has had started, and whose exit had not been dealt with when this one
+   * began.
    *
    * @param onExit told of it, before anything is written down about that
    */
   runOn(pid: number, onExit: (exit: Exit) => void): Promise<Exit> {
     const { end, watched } = awaited(onExit);
     this.#watched.set(pid, watched);
-    if (this.#options.parent.isChild?.(pid) === true) {
-      this.#limit(pid, watched);
-      return end;
-    }
-    this.#watched.delete(pid);
-    this.#options.log.warn("a command has ended in a way that nobody knows", { child: pid });
-    watched.handler({ pid, status: UNKNOWN_STATUS, at: new Date() });
+    this.#limit(pid, watched);
+    if (this.#options.parent.isChild?.(pid) !== true) this.#mayBeUnknown(pid, watched);
     return end;
+  }
+
+  /** A child that is waited for has been reaped: as a rule its parent is about to tell of it. */
+  async #mayBeUnknown(pid: number, watched: Watched): Promise<void> {
+    await this.settled();
+    if (this.#watched.get(pid) !== watched) return;
+    this.#options.log.warn("a command has ended in a way that nobody knows", { child: pid });
+    this.#tell(watched, { pid, status: UNKNOWN_STATUS, at: new Date() });
   }
 
   /**
@@ -376,16 +398,26 @@ export class Reaper {
   }
 
   /**
-   * Sends a signal to a process that is watched, or that was started here; its pid is nobody else's as long as its end
-   * has not been told.
+   * Sends a signal to a process that is watched, or that was started here; it is never another of the same pid. Nothing, when
+   * it has ended and that has not been told yet.
    *
    * @throws {SystemError} ESRCH when there is no such process
    */
   kill(pid: number, signal: number): void {
     if (this.#abandoned !== undefined) throw new SystemError("kill of process", Errno.ESRCH, pid);
-    const pidfd = this.#watched.get(pid)?.pidfd;
-    if (pidfd === undefined) kill(pid, signal);
-    else sendSignal(pidfd, signal);
+    const watched = this.#watched.get(pid);
+    const { parent } = this.#options;
+    if (watched?.pidfd === undefined) {
+      // Another that reaps may have done so, and the pid be somebody else's: its end is about to be told.
+      if (watched === undefined || parent.isChild?.(pid) !== false) kill(pid, signal);
+      return;
+    }
+    try {
+      sendSignal(watched.pidfd, signal);
+    } catch (error) {
+      // The same.
+      if (parent.isChild === undefined || !(error instanceof SystemError && error.errno === Errno.ESRCH)) throw error;
+    }
   }
 
   /**

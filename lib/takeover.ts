@@ -1,5 +1,6 @@
 /** Goes on with a shim where another process has stopped: with what that has written down, and what has been kept of it. */
 
+import { monotonic } from "../ffi/clock.ts";
 import { describeEnd } from "../ffi/pidfd.ts";
 import { isListening } from "../ffi/socket.ts";
 import { statDescriptor } from "../ffi/stat.ts";
@@ -159,7 +160,7 @@ async function salvage({ recorder, log }: Taken, service: Loaded): Promise<void>
  */
 function goOn(shim: Taken, isHung: boolean, doubt: string | undefined): void {
   const { calls: { calls, parts, file }, keeper, server, timer, serve } = shim;
-  const now = Date.now();
+  const now = monotonic();
   const suspects = isHung ? 1 : 0;
   const begun = calls.map((call) => {
     file.resume(call);

@@ -5,6 +5,7 @@ import { Signal } from "../../ffi/signals.ts";
 import type { Exit } from "../reaper.ts";
 import { Code, StatusError } from "../ttrpc/status.ts";
 import { within } from "../async.ts";
+import type { Shelf } from "../record/keeper.ts";
 import type { ProcessRecord, StreamsRecord } from "../record/record.ts";
 import { removeIfThere } from "./bundle.ts";
 import { ConsoleStdio } from "./console.ts";
@@ -232,13 +233,25 @@ export abstract class Process {
       this.#resizeStreams();
       return this.streams!;
     }
-    const options = { ...config, context: this.context, id: this.id, shelf: this.context.keeper.place(this.slot) };
+    const options = { ...config, context: this.context, id: this.id, shelf: this.#place() };
     const streams = await (this.stdio.terminal ? ConsoleStdio : PipeStdio).open(this.stdio, options);
     this.streams = streams;
     // A client may have said so before there was anything to close, or a terminal.
     if (this.#stdinClosed) streams.closeStdin();
     this.#resizeStreams();
     return streams;
+  }
+
+  /** Where the descriptors of its streams are kept: otherwise its output would end with the process that has them now. */
+  #place(): Shelf {
+    const shelf = this.context.keeper.place(this.slot);
+    try {
+      shelf.assertKept();
+    } catch (error) {
+      shelf.release();
+      throw error;
+    }
+    return shelf;
   }
 
   #resizeStreams(): void {

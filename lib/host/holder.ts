@@ -4,7 +4,7 @@ import * as fds from "../../ffi/fd.ts";
 import { type Message, receiveMessage, sendMessage } from "../../ffi/fd_passing.ts";
 import { Errno, SystemError } from "../../ffi/libc.ts";
 import { Event, type Poller } from "../../ffi/poll.ts";
-import { candidates, OWN_EXECUTABLE, parentOf, START_CALL } from "../../ffi/process.ts";
+import { candidates, openFilesLimitOf, OWN_EXECUTABLE, parentOf, START_CALL } from "../../ffi/process.ts";
 import type { Parent, StartOptions } from "../reaper.ts";
 import {
   acceptOrder,
@@ -14,6 +14,7 @@ import {
   moveOrder,
   openOrder,
   order,
+  REAPS_AT_ONCE,
   spawnOrder,
 } from "./protocol.ts";
 
@@ -69,6 +70,10 @@ export class Holder implements Parent {
   executable: string = OWN_EXECUTABLE;
   /** PATH of the environment that it was started with: that of its children. */
   path: string | undefined;
+  /** The version of the messages that it speaks: see {@link Join}. */
+  protocol = 0;
+  /** Settled when it has been told that it may tell of exits. */
+  readonly #listening = Promise.withResolvers<void>();
   readonly #socket: number;
   readonly #options: HolderOptions;
   readonly #listener: HolderListener;
@@ -124,6 +129,7 @@ export class Holder implements Parent {
   /** A number or nothing that it is told: see lib/standalone/entry.c. What it keeps by a number is the caller's to know. */
   tell(...message: Parameters<typeof order>): void {
     const bytes = order(...message);
+    if (message[0] === "done" && message[1] === 0) this.#listening.resolve();
     if (!ANSWERS.includes(message[0])) return this.#sendIfThere(bytes);
     try {
       this.#sent({ bytes, descriptors: [] });
@@ -189,12 +195,14 @@ export class Holder implements Parent {
 
   /** Settled when it has reaped all that has ended: also what it had not told of before. */
   async settled(): Promise<void> {
+    // Before, it tells of none.
+    await this.#listening.promise;
     // What it is told by now, it does first.
     await this.#reach();
     let exits;
     do {
       exits = this.#exits;
-      // Of the next that has ended it tells before it is asked again.
+      // Of what else has ended it tells before it is asked again.
       await this.#reach();
     } while (this.#exits !== exits);
   }
@@ -231,6 +239,15 @@ export class Holder implements Parent {
     });
   }
 
+  /** How many descriptors it can have open. Infinity, when it has gone. */
+  get mostDescriptors(): number {
+    try {
+      return openFilesLimitOf(this.#pid);
+    } catch {
+      return Infinity;
+    }
+  }
+
   isChild(pid: number): boolean {
     return parentOf(pid) === this.#pid;
   }
@@ -238,6 +255,18 @@ export class Holder implements Parent {
   /** It is the holder that reaps, and tells. */
   reap(): undefined {
     return undefined;
+  }
+
+  watch(pid: number): void {
+    if (this.protocol >= REAPS_AT_ONCE) this.tell("watch", pid);
+  }
+
+  unwatch(pid: number): void {
+    if (this.protocol >= REAPS_AT_ONCE) this.tell("done", pid);
+  }
+
+  hold(holds: boolean): void {
+    if (this.protocol >= REAPS_AT_ONCE) this.tell("hold", holds ? 1 : 0);
   }
 
   /** Closes the connection: the process ends by that if it is a holder. The listener is told nothing more. */
@@ -248,6 +277,7 @@ export class Holder implements Parent {
     fds.close(this.#socket);
     for (const { descriptors } of this.#outgoing.splice(0)) descriptors.forEach(fds.close);
     if (this.#isAnothers) return;
+    this.#listening.resolve();
     for (const { program, reject } of this.#asked.splice(0)) reject(gone(program));
     for (const { what, reject } of this.#wanted.values()) reject(gone(what));
     this.#wanted.clear();

@@ -10,6 +10,7 @@
 
 import * as fds from "../../ffi/fd.ts";
 import { openNull } from "../../ffi/null.ts";
+import { openFilesLimitOf } from "../../ffi/process.ts";
 import { Event } from "../../ffi/poll.ts";
 import { Signal } from "../../ffi/signals.ts";
 import { accept, isListening, isOwnUser, peerCredentials } from "../../ffi/socket.ts";
@@ -27,7 +28,7 @@ import { KeptByHolder } from "./kept.ts";
 import { removeOrphan } from "./orphans.ts";
 import { RECORD_VERSION } from "../record/record.ts";
 import { canRead, hasBeenTakenOver } from "../record/recorder.ts";
-import { type AboutHost, type FromHolder, type Join, MAX_MESSAGE, ownBuild } from "./protocol.ts";
+import { type AboutHost, type FromHolder, type Join, MAX_MESSAGE, ownBuild, REAPS_AT_ONCE } from "./protocol.ts";
 
 /** What a host is started with: lib/standalone/entry.c. */
 const SOCKET = 3;
@@ -153,6 +154,8 @@ class Host {
         member = this.#join(holder, peer.pid, message, descriptors[0]!);
         if (member !== undefined) return;
       }
+      // It goes back to where it has come from, or is a shim by itself.
+      if (member === undefined && message.kind === "stranger") holder.tell("refused");
       descriptors.forEach(fds.close);
     });
   }
@@ -176,6 +179,8 @@ class Host {
       if (options === undefined || options.version || options.socket !== "") return refuse("refused");
       this.#containerds.add(options["containerd-binary"]);
       const { cwd, entered } = join;
+      holder.protocol = join.protocol;
+      holder.path = join.variable("PATH");
       const kept = new KeptByHolder(holder);
       const identity = { options, pid, cwd, entered, parent: holder, keeper: kept, build: join.build };
       member = { holder, kept, join, identity, listener, shim: undefined, isReady: false, signals: [] };
@@ -184,7 +189,6 @@ class Host {
       // It finds that out once more, by itself, and says it on its own standard error.
       return refuse("refused");
     }
-    holder.path = join.variable("PATH");
     if (join.isMoved) holder.noteMoved();
     this.#members.add(member);
     this.#linger?.[Symbol.dispose]();
@@ -197,14 +201,16 @@ class Host {
   /** Says who this is; and hands over to another build, if that is wanted. */
   async #upgrade(
     asker: Holder,
-    { build, goes }: Extract<FromHolder, { kind: "upgrade" }>,
+    { build, goes, protocol }: Extract<FromHolder, { kind: "upgrade" }>,
     executable: number | undefined,
   ): Promise<void> {
     let [moved, stayed] = [0, this.#members.size];
     const containers = this.#members.size;
+    const spoken = Math.max(0, ...[...this.#members].map(({ holder }) => holder.protocol));
     if (goes && executable !== undefined && !this.#isMoving) {
       this.#isMoving = true;
-      const members = [...this.#members];
+      // A host of that build would not understand the others.
+      const members = [...this.#members].filter(({ holder }) => holder.protocol <= protocol);
       await Promise.allSettled(members.map((member) => this.#move(member, build, executable)));
       // Those that find no host there come back.
       const isBack = (member: Member) => [...this.#members].some((each) => each !== member && isSame(each, member));
@@ -214,7 +220,7 @@ class Host {
         await sleep(this.#place.timer, LOOK_MS);
       }
       moved = members.filter(hasMoved).length;
-      stayed = members.length - moved;
+      stayed = containers - moved;
       this.#isMoving = false;
       if (stayed === 0) this.#leaving = true;
     }
@@ -224,6 +230,7 @@ class Host {
       build: `${this.#build}`,
       recordVersion: RECORD_VERSION,
       ...{ containers, moved, stayed },
+      ...protocol >= REAPS_AT_ONCE ? { protocol: spoken } : {},
     };
     asker.say(new TextEncoder().encode(JSON.stringify(about)));
     if (this.#leaving && this.#members.size === 0) this.#end();
@@ -385,6 +392,5 @@ function remove(path: string): void {
 
 /** How many containers there are descriptors for: Deno has raised the soft limit to the hard one. */
 function roomForContainers(): number {
-  const limit = /^Max open files\s+(\d+)/m.exec(Deno.readTextFileSync("/proc/self/limits"))?.[1];
-  return limit === undefined ? Infinity : Math.floor((Number(limit) - DESCRIPTORS_OWN) / DESCRIPTORS_EACH);
+  return Math.floor((openFilesLimitOf("self") - DESCRIPTORS_OWN) / DESCRIPTORS_EACH);
 }

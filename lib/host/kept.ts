@@ -10,6 +10,9 @@ import type { Holder } from "./holder.ts";
 /** The first number by which a holder keeps something: lib/standalone/entry.c. */
 const FIRST = 8;
 
+/** What every holder has numbers for: a container's own, its init's, and some more. */
+const LEAST = 64;
+
 /** What a holder keeps. */
 export class KeptByHolder implements KeeperOfAnother {
   /** Who keeps them. */
@@ -130,6 +133,12 @@ class HolderShelf implements Shelf {
   constructor(keeper: KeptByHolder, slot: number) {
     this.#keeper = keeper;
     this.slot = slot;
+  }
+
+  assertKept(): void {
+    const last = numberOf(this.slot, ROLES - 1);
+    if (last < LEAST || last < this.#keeper.holder.mostDescriptors) return;
+    throw new SystemError("keeping of descriptors by the container's shim", Errno.EMFILE);
   }
 
   async open(role: number, path: string, flags: number, first?: number): Promise<number> {

@@ -5,7 +5,7 @@
 
 import { cstring } from "../../ffi/libc.ts";
 import type { ChildOptions } from "../../ffi/process.ts";
-import { count, object, type Schema, text } from "../record/schema.ts";
+import { count, maybe, object, type Schema, text } from "../record/schema.ts";
 
 /** The first words of what a holder says, and of what a host does. */
 const FROM_HOLDER = { join: 1, go: 2, signalled: 3, exited: 4, spawned: 5, held: 6, ping: 7 } as const;
@@ -22,10 +22,14 @@ const FROM_HOST = {
   open: 10,
   move: 11,
   pong: 12,
+  watch: 13,
+  hold: 14,
 } as const;
-/** What this build's holders speak; and those of 0.1, which send no ping. */
-const PROTOCOL = 3;
-const PROTOCOLS: readonly number[] = [2, PROTOCOL];
+/** The version of the messages, and the oldest that is understood: of a holder that stays what it was when its host is replaced. */
+export const PROTOCOL = 3;
+const OLDEST_PROTOCOL = 2;
+/** From this version on a holder asks for signs of life, reaps all that ends at once, and tells of those that it has been asked for. */
+export const REAPS_AT_ONCE = 3;
 
 /** struct join, and where its fields are; those of struct past last. */
 const JOIN_SIZE = 72;
@@ -80,6 +84,8 @@ export const MAX_MESSAGE = 1 << 18;
 export interface Join {
   /** The first message of all. */
   readonly kind: "join";
+  /** The version of the messages that it speaks. */
+  readonly protocol: number;
   /** Tells the build of its executable. */
   readonly build: bigint;
   /** When it was started, in ns of CLOCK_MONOTONIC. */
@@ -120,7 +126,9 @@ export type FromHolder =
   | { readonly kind: "go" }
   | { readonly kind: "ping" }
   /** No holder does: see {@link upgradeRequest}. */
-  | { readonly kind: "upgrade"; readonly build: bigint; readonly goes: boolean }
+  | { readonly kind: "upgrade"; readonly build: bigint; readonly goes: boolean; readonly protocol: number }
+  /** Of one that speaks a version of the messages that is not understood here. */
+  | { readonly kind: "stranger"; readonly protocol: number }
   | { readonly kind: "signalled"; readonly signal: number }
   | { readonly kind: "exited"; readonly pid: number; readonly status: number }
   | { readonly kind: "spawned" } & Spawned
@@ -138,7 +146,8 @@ export function decode(bytes: Uint8Array): FromHolder {
   if (kind === FROM_HOLDER.join) return decodeJoin(bytes, view);
   if (kind === UPGRADE && bytes.length === UPGRADE_SIZE) {
     const goes = view.getUint32(UPGRADE_GOES, true) !== 0;
-    return { kind: "upgrade", build: view.getBigUint64(JOIN.build, true), goes };
+    const protocol = view.getUint32(JOIN.protocol, true);
+    return { kind: "upgrade", build: view.getBigUint64(JOIN.build, true), goes, protocol };
   }
   if (bytes.length === TOLD_SIZE) {
     const [what, detail, more] = [4, 8, 12].map((at) => view.getInt32(at, true)) as [number, number, number];
@@ -160,11 +169,10 @@ export function decode(bytes: Uint8Array): FromHolder {
   throw new Error(`a holder has sent ${bytes.length} bytes of kind ${kind}`);
 }
 
-function decodeJoin(bytes: Uint8Array, view: DataView): Join {
-  const protocol = bytes.length >= JOIN_SIZE ? view.getUint32(JOIN.protocol, true) : 0;
-  if (!PROTOCOLS.includes(protocol)) {
-    throw new Error(`a holder speaks version ${protocol} of the protocol, not ${PROTOCOLS.join(" or ")}`);
-  }
+function decodeJoin(bytes: Uint8Array, view: DataView): FromHolder {
+  const protocol = view.getUint32(JOIN.protocol, true);
+  if (protocol < OLDEST_PROTOCOL || protocol > PROTOCOL) return { kind: "stranger", protocol };
+  if (bytes.length < JOIN_SIZE) throw new Error(`a holder has joined with ${bytes.length} bytes`);
   const folderEnd = JOIN_SIZE + view.getUint32(JOIN.folderSize, true);
   const count = view.getUint32(JOIN.arguments, true);
   // Each is decoded by itself, if it is wanted: a part of a decoded text would keep all of it.
@@ -178,6 +186,7 @@ function decodeJoin(bytes: Uint8Array, view: DataView): Join {
   const decoder = new TextDecoder();
   return {
     kind: "join",
+    protocol,
     build: view.getBigUint64(JOIN.build, true),
     entered: view.getBigUint64(JOIN.entered, true),
     group: view.getUint32(JOIN.group, true),
@@ -249,6 +258,11 @@ export interface AboutHost {
   readonly moved: number;
   /** How many have not. */
   readonly stayed: number;
+  /**
+   * The newest version of the messages that its holders speak, which whoever takes over from it must speak too; told to those
+   * that speak a version from {@link REAPS_AT_ONCE} on, for others take no such field.
+   */
+  readonly protocol?: number | undefined;
 }
 
 /** Reads an {@link AboutHost}. */
@@ -259,6 +273,7 @@ export const aboutHost: Schema<AboutHost> = object({
   containers: count,
   moved: count,
   stayed: count,
+  protocol: maybe(count),
 });
 
 /**

@@ -15,7 +15,7 @@ import { connectToPackets } from "../../ffi/socket.ts";
 import { parseCommand, UPGRADE, usageOfCommand } from "../commands.ts";
 import { messageOf } from "../errors.ts";
 import { canReadVersion, RECORD_VERSION } from "../record/record.ts";
-import { type AboutHost, aboutHost, MAX_MESSAGE, ownBuild, upgradeRequest } from "./protocol.ts";
+import { type AboutHost, aboutHost, MAX_MESSAGE, ownBuild, PROTOCOL, upgradeRequest } from "./protocol.ts";
 
 /** Where hosts have their sockets: lib/standalone/entry.c. */
 const FOLDER = "/run/containerd-shim";
@@ -65,6 +65,12 @@ export async function run(args: readonly string[], say: (text: string) => void):
         say(
           `${name} stays: it writes version ${about.recordVersion} of its containers' states, ` +
             `and this build reads versions up to ${RECORD_VERSION}\n`,
+        );
+      } else if (about.protocol !== undefined && about.protocol > PROTOCOL) {
+        isAll = false;
+        say(
+          `${name} stays: its containers' processes speak version ${about.protocol} of the protocol with their host, ` +
+            `and this build versions up to ${PROTOCOL}\n`,
         );
       } else if (options.values["dry-run"]) {
         say(`${name} would hand over to this build\n`);

@@ -5,6 +5,7 @@
  * them a header and room for a content; one that is free is used again.
  */
 
+import { monotonic } from "../../ffi/clock.ts";
 import * as fds from "../../ffi/fd.ts";
 import { MemoryFile } from "../../ffi/memfd.ts";
 
@@ -19,10 +20,14 @@ const FIELD = {
   connection: 12,
   stream: 16,
   tries: 20,
-  at: 24,
+  /** u16; the tries have the other half of their word. */
+  hangs: 22,
+  /** In ms since the epoch: for hosts of 0.1, which know no other. */
+  time: 24,
   length: 32,
   sum: 36,
-  hangs: 40,
+  /** In ms of CLOCK_MONOTONIC, which nobody sets; 0 where a host of 0.1 has written it. */
+  at: 40,
 } as const;
 /** Kinds of entries. */
 const Kind = { FREE: 0, CALL: 1, ANSWERED: 2, PART: 3 } as const;
@@ -41,7 +46,7 @@ export interface CallRecord {
   readonly connection: number;
   /** Its stream on that connection: ttrpc's. */
   readonly stream: number;
-  /** When its request was read, in ms since the epoch. */
+  /** When its request was read, in ms of CLOCK_MONOTONIC. */
   readonly at: number;
   /** How many processes in a row have died soon after they had gone on with it. */
   readonly tries: number;
@@ -129,9 +134,9 @@ export class CallFile {
           id,
           connection,
           stream: get(FIELD.stream),
-          at: view.getFloat64(FIELD.at, true),
-          tries: get(FIELD.tries),
-          hangs: get(FIELD.hangs),
+          at: view.getFloat64(FIELD.at, true) || monotonic() - (Date.now() - view.getFloat64(FIELD.time, true)),
+          tries: view.getUint16(FIELD.tries, true),
+          hangs: view.getUint16(FIELD.hangs, true),
           isAnswered: kind === Kind.ANSWERED,
           payload,
         });
@@ -163,10 +168,11 @@ export class CallFile {
     set(FIELD.id, id);
     set(FIELD.connection, connection);
     set(FIELD.stream, stream);
-    view.setFloat64(FIELD.at, Date.now(), true);
+    view.setFloat64(FIELD.time, Date.now(), true);
+    view.setFloat64(FIELD.at, monotonic(), true);
     set(FIELD.length, payload.length);
     set(FIELD.sum, checksum(payload));
-    set(FIELD.hangs, hangs);
+    view.setUint16(FIELD.hangs, hangs, true);
     bytes.set(payload, HEADER_SIZE);
     fds.writeAt(this.fd, bytes, entry.at);
     this.#calls.set(id, entry);
@@ -175,17 +181,17 @@ export class CallFile {
 
   /** Notes that a call is gone on with. */
   resume({ id, tries }: CallRecord): void {
-    this.#set(this.#calls.get(id), FIELD.tries, tries + 1);
+    this.#set16(this.#calls.get(id), FIELD.tries, tries + 1);
   }
 
   /** Notes how many processes have hung while they were answering a call. */
   hung({ id }: Pick<CallRecord, "id">, hangs: number): void {
-    this.#set(this.#calls.get(id), FIELD.hangs, hangs);
+    this.#set16(this.#calls.get(id), FIELD.hangs, hangs);
   }
 
   /** Notes that going on with calls has done no harm. */
   survived(calls: readonly CallRecord[]): void {
-    for (const { id } of calls) this.#set(this.#calls.get(id), FIELD.tries, 0);
+    for (const { id } of calls) this.#set16(this.#calls.get(id), FIELD.tries, 0);
   }
 
   /** Notes that a call has its answer. */
@@ -263,8 +269,15 @@ export class CallFile {
   }
 
   #set(entry: Entry | undefined, field: number, value: number): void {
-    if (entry === undefined) return;
-    fds.writeAt(this.fd, new Uint8Array(new Uint32Array([value]).buffer), entry.at + field);
+    this.#write(entry, field, new Uint32Array([value]));
+  }
+
+  #set16(entry: Entry | undefined, field: number, value: number): void {
+    this.#write(entry, field, new Uint16Array([value]));
+  }
+
+  #write(entry: Entry | undefined, field: number, value: Uint32Array<ArrayBuffer> | Uint16Array<ArrayBuffer>): void {
+    if (entry !== undefined) fds.writeAt(this.fd, new Uint8Array(value.buffer), entry.at + field);
   }
 }
 

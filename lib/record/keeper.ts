@@ -52,6 +52,12 @@ export interface Shelf {
   /** The number of this place. */
   readonly slot: number;
   /**
+   * Fails where not all that may be put here could be kept.
+   *
+   * @throws {SystemError} EMFILE
+   */
+  assertKept(): void;
+  /**
    * open(2), close-on-exec: kept from the moment it is open.
    *
    * @param first flags that it is opened with for a moment before: if that fails, so does this
@@ -81,6 +87,8 @@ export const unkept: Keeper = { place: () => new OwnShelf(), brought: () => unde
 class OwnShelf implements Shelf {
   readonly slot = 0;
   readonly #fds = new Map<number, number>();
+
+  assertKept(): void {}
 
   open(role: number, path: string, flags: number, first?: number): Promise<number> {
     const before = first === undefined ? undefined : fds.open(path, first);

@@ -216,6 +216,14 @@ static uint64_t limit_of_open_files(void) {
   return limit[0];
 }
 
+/* Sets the soft limit, to the hard one at most. */
+static void set_open_files(uint64_t soft) {
+  uint64_t limit[2] = {0, 0};
+  call(__NR_prlimit64, 0, RLIMIT_NOFILE, 0, limit);
+  limit[0] = soft < limit[1] ? soft : limit[1];
+  call(__NR_prlimit64, 0, RLIMIT_NOFILE, limit, 0);
+}
+
 /*
  * What Deno needs, with something to spare, or it ends with a trace of its stack: V8 reserves 32 GiB of address space. The
  * names are those of prlimit(1). ffi/process.ts has the order.
@@ -281,15 +289,15 @@ __attribute__((noreturn)) static void become_child(const char *const *argv, cons
  * The two speak over a Unix socket that keeps messages apart (SOCK_SEQPACKET, unix(7)). This is the one description of the
  * messages; lib/host/protocol.ts reads and writes the same. Numbers are of this machine's byte order.
  */
-enum { PROTOCOL = 3 }; /* 2: of 0.1, whose holders send no PING */
+enum { PROTOCOL = 3 }; /* 2: of 0.1, whose holders send no PING, and reap one child at a time */
 
 /* From the holder, each a struct told but the first, which is a struct join. */
 enum {
   JOIN = 1,  /* with descriptor LISTENER */
   GO,        /* the host may serve: this process does nothing else any more, and has handed over all that it has kept */
   SIGNALLED, /* what: the signal; told again to the next host, unless this one says that it has dealt with it */
-  EXITED,    /* what: the pid, detail: si_status, more: si_code of waitid(2); it is reaped when the host says so, and the next
-                is told then */
+  EXITED,    /* what: the pid, detail: si_status, more: si_code of waitid(2); it has been reaped. Of children by SPAWN and WATCH
+                alone; told again to the next host, unless this one says that it has dealt with it */
   SPAWNED,   /* what: the pid, or 0 and detail: the error, more: what SPAWN was numbered with; before any EXITED of it */
   HELD,      /* what: the number of the descriptor that comes with it, more: which of the numbers after that come too (bit 0 is
                 the next); or of one that cannot be had, and detail: the error */
@@ -305,11 +313,14 @@ enum {
   SPAWN,   /* value: a number for it */
   KEEP,    /* value: the number by which the descriptor that came with it is kept, as all are that follow */
   DROP,    /* value: the number of one that is closed, `more`: which of the numbers after that are too (bit 0 is the next) */
-  DONE,    /* value: the pid of one that has ended, 0 for none, so that the next is told; or minus the signal */
+  DONE,    /* value: the pid of one whose EXITED has been dealt with, or that is not to be watched any more; 0 when the host can be
+              told of exits; or minus the signal */
   ACCEPT,  /* from the listening socket that `from` is the number of */
   OPEN,    /* a path, which follows, with the flags `flags` of open(2); held open with `first` meanwhile, if that can be */
   MOVE,    /* to a host of the build that `build` tells, whose executable comes with it */
   PONG,    /* it lives */
+  WATCH = 13, /* value: the pid of a process whose exit is to be told, also when it has ended since HOLD */
+  HOLD,    /* value: whether the exits of all children are kept from now on, for WATCH; also when this host has gone */
 };
 
 /*
@@ -386,6 +397,10 @@ enum {
   HOST_FILES = 1024, /* descriptors that a host has room for from the start */
   USED_STACK = 4 * PAGE,
   NOT_HELD = 1, /* exit status */
+  FEW = 8, /* children that there is room for without memory of their own */
+  MAX_HELD = 1 << 16, /* exits that are kept for WATCH: the older half is forgotten then */
+  REAPED_AT_ONCE = 256, /* children that are reaped before the next message is taken */
+  TOLD_AT_ONCE = 64, /* exits that a host is told of before it has dealt with the first: there is room for so many in a socket */
 };
 
 /* In ns: how long a host may take to answer, and one that is only starting, which a shim by itself would have to do too. */
@@ -397,10 +412,14 @@ static const uint64_t LONG_RETRY_DELAY = 50000000;
 /* The same for a holder that is to move to another build, which may never come up. */
 static const uint64_t MOVE_TIMEOUT = 5000000000;
 
+/* How often a holder that waits for a host's answer looks for children that have ended, in ns. */
+static const int64_t REAP_DELAY = 2000000;
+
 /* unix(7), socket(7), cmsg(3), flock(2), wait(2), access(2): what the kernel's headers for programs leave to the C library's. */
 enum { AF_UNIX = 1, SCM_RIGHTS = 1, MSG_PEEK = 2, MSG_CTRUNC = 8, MSG_TRUNC = 0x20, MSG_DONTWAIT = 0x40 };
 enum { R_OK = 4, W_OK = 2 };
-enum { P_ALL = 0, WNOHANG = 1, WEXITED = 4, WNOWAIT = 0x01000000 };
+enum { P_ALL, P_PID, WNOHANG = 1, WEXITED = 4, WNOWAIT = 0x01000000 };
+enum { SHUT_RDWR = 2 };
 enum { DATAGRAM = 2, SEQPACKET = 5, NONBLOCK = 04000, MSG_NOSIGNAL = 0x4000, MSG_CMSG_CLOEXEC = 0x40000000, BACKLOG = 4096 };
 
 struct address {
@@ -465,7 +484,10 @@ static long wait_for(struct pollfd *polled, size_t count, int64_t ns) {
   return call(__NR_ppoll, polled, count, &time, 0, 0);
 }
 
-/* With as many descriptors of `rights`. */
+/*
+ * With as many descriptors of `rights`. What cannot be sent for the moment (memory is short, or too many descriptors are on
+ * their way: ETOOMANYREFS of unix(7)) is tried again; a host that cannot be told for another reason is given up.
+ */
 static void tell(long host, const struct told *told, struct rights *rights, size_t count) {
   const struct piece piece = {told, sizeof *told};
   struct message message = {NULL, 0, &piece, 1, rights, 0, 0};
@@ -475,7 +497,16 @@ static void tell(long host, const struct told *told, struct rights *rights, size
     rights->type = SCM_RIGHTS;
     message.control_length = RIGHTS_HEADER + ((count + 1) & ~(size_t)1) * sizeof(int);
   }
-  call(__NR_sendmsg, host, &message, MSG_NOSIGNAL);
+  long sent;
+  while (failed(sent = call(__NR_sendmsg, host, &message, MSG_NOSIGNAL))) {
+    /* It has gone; what is read next says so. */
+    if (sent == -EPIPE || sent == -ECONNRESET) return;
+    if (sent != -EINTR && sent != -EAGAIN && sent != -ENOBUFS && sent != -ENOMEM && sent != -ETOOMANYREFS) {
+      call(__NR_shutdown, host, SHUT_RDWR);
+      return;
+    }
+    rest(RETRY_DELAY);
+  }
 }
 
 /* FNV-1a, http://www.isthe.com/chongo/tech/comp/fnv */
@@ -508,13 +539,21 @@ struct started {
   uint64_t entered;
 };
 
+/* A child that a host has asked for, or that has ended and may be asked for. */
+struct child {
+  int32_t pid;
+  uint8_t code;    /* si_code of waitid(2), 0 before it has ended, */
+  uint8_t status;  /* and si_status */
+  uint8_t is_held; /* it has ended, and nobody has asked for it */
+  uint8_t is_told; /* this host has been told of its end */
+};
+
 /* What a holder knows, from one host to the next. */
 struct holder {
   uint64_t build; /* of its host */
   uint64_t last_build; /* the one to go back to, */
   uint32_t was_moved;  /* and whether that was another than its own */
   int highest;    /* number of what it keeps, at most */
-  int32_t exited; /* of whom the host has been told and who is not reaped yet; none is told of until it has once said DONE */
   struct past past;
   uint64_t turn; /* in ns: how often the host is asked for a sign of life, if it gives none */
   uint64_t due;  /* ns of CLOCK_MONOTONIC: when that is to be done next */
@@ -524,10 +563,157 @@ struct holder {
   uint32_t asked; /* how often in a row without an answer */
   uint64_t lost;  /* ns of CLOCK_MONOTONIC: since when there is no host */
   uint32_t has_reported; /* that there is none */
+  uint64_t open_files; /* the soft limit that it was started with: its children's */
+  struct child *children; /* first those that have not ended, then those that have, in the order of their ends */
+  size_t size;     /* of their memory, in bytes; 0: they are in `few` */
+  uint32_t count;  /* all of them, */
+  uint32_t alive;  /* those that have not ended, */
+  uint32_t held;   /* those that have, and nobody has asked for, */
+  uint32_t untold; /* and those that the host is yet to be told of, */
+  uint32_t room;   /* for so many now */
+  uint32_t holds;  /* whether others than those that are asked for are kept */
+  struct child few[FEW];
 };
 
 /* How long a host may give no sign of life, in ns. */
 static uint64_t patience(const struct holder *holder) { return holder->turn * ASKS; }
+
+
+/* --- Children ----------------------------------------------------------------------------------------------------------- */
+
+/*
+ * All that have ended are reaped at once: in the host's pid namespace a container can have orphans without end. Kept is who
+ * has ended as what, of those that the host has asked for, until it has dealt with that.
+ */
+
+/* Makes room for so many children and no more, in pages; or gives the error. */
+static long make_room(struct holder *holder, size_t count) {
+  const size_t size = count > FEW ? page_up(count * sizeof(struct child)) : 0;
+  if (size == holder->size) return 0;
+  long memory = (long)holder->few;
+  if (size && holder->size) memory = call(__NR_mremap, holder->children, holder->size, size, MREMAP_MAYMOVE);
+  else if (size) memory = call(__NR_mmap, 0, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (failed(memory)) return memory;
+  if (!size || !holder->size)
+    for (size_t i = 0; i < FEW; i++) ((struct child *)memory)[i] = holder->children[i];
+  if (!size) call(__NR_munmap, holder->children, holder->size);
+  holder->children = (struct child *)memory;
+  holder->size = size;
+  return 0;
+}
+
+/* Takes one out, those behind it move up. */
+static struct child take_out(struct holder *holder, size_t at) {
+  const struct child child = holder->children[at];
+  holder->count--;
+  if (at < holder->alive) holder->alive--;
+  for (; at < holder->count; at++) holder->children[at] = holder->children[at + 1];
+  return child;
+}
+
+/* Has the exit of a child told; or gives the error. */
+static long know(struct holder *holder, int32_t pid) {
+  for (size_t i = 0; i < holder->alive; i++)
+    if (holder->children[i].pid == pid) return 0;
+  const long error = make_room(holder, holder->count + 1);
+  if (error) return error;
+  for (size_t i = holder->count++; i > holder->alive; i--) holder->children[i] = holder->children[i - 1];
+  holder->children[holder->alive++] = (struct child){pid, 0, 0, 0, 0};
+  return 0;
+}
+
+/* Forgets the oldest of those that nobody has asked for, but for so many. */
+static void forget_held(struct holder *holder, uint32_t most) {
+  uint32_t left = holder->alive;
+  for (uint32_t i = left; i < holder->count; i++) {
+    const struct child child = holder->children[i];
+    if (child.is_held && holder->held > most) holder->held--;
+    else holder->children[left++] = child;
+  }
+  holder->count = left;
+  make_room(holder, left);
+}
+
+/* Reaps children that have ended. Returns whether there may be more. */
+static int reap(struct holder *holder) {
+  for (int i = 0; i < REAPED_AT_ONCE; i++) {
+    int info[32] = {0}; /* siginfo_t: si_code, si_pid, si_status */
+    call(__NR_waitid, P_ALL, 0, info, WEXITED | WNOHANG, 0);
+    const int32_t pid = info[4];
+    if (!pid) return 0;
+    struct child child = {pid, (uint8_t)info[2], (uint8_t)info[6], 1, 0};
+    for (size_t at = 0; at < holder->alive && child.is_held; at++) {
+      if (holder->children[at].pid != pid) continue;
+      take_out(holder, at);
+      child.is_held = 0;
+      holder->untold++;
+    }
+    if (child.is_held) {
+      if (!holder->holds || make_room(holder, holder->count + 1)) continue;
+      holder->held++;
+    }
+    holder->children[holder->count++] = child;
+    if (holder->held > MAX_HELD) forget_held(holder, MAX_HELD / 2);
+  }
+  return 1;
+}
+
+/* Tells the host of those that have ended, as many as there is room for. */
+static void tell_exits(struct holder *holder) {
+  for (size_t i = holder->alive; holder->untold && holder->room; i++) {
+    struct child *const child = &holder->children[i];
+    if (child->is_held || child->is_told) continue;
+    child->is_told = 1;
+    holder->untold--;
+    holder->room--;
+    const struct told told = {EXITED, child->pid, child->status, child->code};
+    tell(HOST, &told, NULL, 0);
+  }
+}
+
+/* The host has dealt with the exit of one, or does not watch it any more. */
+static void forget(struct holder *holder, int32_t pid) {
+  for (size_t i = 0; i < holder->count; i++) {
+    /* Of the same pid, what has ended comes first. */
+    const size_t at = (holder->alive + i) % holder->count;
+    if (holder->children[at].pid != pid || (at >= holder->alive && !holder->children[at].is_told)) continue;
+    holder->room += take_out(holder, at).is_told;
+    make_room(holder, holder->count);
+    return;
+  }
+}
+
+/* Has the exit of a process told that the OCI runtime has started. */
+static void watch(struct holder *holder, int32_t pid) {
+  int info[32];
+  /* One that is there now is not the one that has had its number before. */
+  if (call(__NR_waitid, P_PID, pid, info, WEXITED | WNOHANG | WNOWAIT, 0))
+    for (size_t i = holder->count; i-- > holder->alive;) {
+      struct child *const child = &holder->children[i];
+      if (child->pid != pid) continue;
+      if (child->is_held) {
+        child->is_held = 0;
+        holder->held--;
+        holder->untold++;
+      }
+      return;
+    }
+  while (know(holder, pid)) rest(RETRY_DELAY);
+}
+
+/* Waits at most so many ns for something to come, and reaps meanwhile: children do not wait for a host. */
+static long wait_and_reap(struct pollfd *polled, struct holder *holder, int64_t ns) {
+  const uint64_t until = now() + (uint64_t)(ns > 0 ? ns : 0);
+  for (;;) {
+    const int64_t left = (int64_t)(until - now());
+    const int is_part = holder->past.hosts && left > REAP_DELAY;
+    const long ready = wait_for(polled, 1, is_part ? REAP_DELAY : left);
+    if (ready || !is_part) return ready;
+    reap(holder);
+  }
+}
+
+/* --- Finding a host ----------------------------------------------------------------------------------------------------- */
 
 /*
  * Starts a host: a child of nobody here, unless that is a holder, whose children's children are its own; in a session of its
@@ -612,7 +798,7 @@ static int is_silent(long host, struct holder *holder, int turns) {
   for (int turn = 0; turn < turns; turn++) {
     const uint64_t since = now();
     struct pollfd poll = {(int)host, POLLIN, 0};
-    if (wait_for(&poll, 1, (int64_t)holder->turn)) return 0;
+    if (wait_and_reap(&poll, holder, (int64_t)holder->turn)) return 0;
     if (now() - since > holder->turn + holder->turn / 2) turn = -1;
     be_without_host(holder);
   }
@@ -659,7 +845,7 @@ static int ask(long host, const struct started *started, struct holder *holder, 
   const long sent = call(__NR_sendmsg, host, &message, MSG_NOSIGNAL);
   if (failed(sent)) return sent == -EMSGSIZE ? REFUSED : -1;
   struct pollfd poll = {(int)host, POLLIN, 0};
-  if (has_no_other_way(holder) ? is_silent(host, holder, turns) : !wait_for(&poll, 1, (int64_t)(until - now()))) return 0;
+  if (has_no_other_way(holder) ? is_silent(host, holder, turns) : !wait_and_reap(&poll, holder, (int64_t)(until - now()))) return 0;
   struct order order;
   const long length = call(__NR_recvfrom, host, &order, sizeof order, MSG_DONTWAIT, 0, 0);
   if (length != sizeof order) return -1;
@@ -695,6 +881,7 @@ static long find_host(const struct started *started, struct holder *holder, uint
   for (uint32_t slot = 0; slot < HOSTS;) {
     uint64_t timeout = START_TIMEOUT;
     struct noted noted = {0, 0};
+    if (!is_first) reap(holder);
     char *const end = append_number(number, slot);
     append(address.path, path);
     append(end, ".lock");
@@ -759,8 +946,8 @@ static long find_host(const struct started *started, struct holder *holder, uint
 }
 
 /* In the child: becomes the program, or returns the error. */
-static long become(const struct order *order, const char *strings, const char **pointers, const int *given,
-                   size_t count, const char *const *own_environment) {
+static long become(const struct holder *holder, const struct order *order, const char *strings, const char **pointers,
+                   const int *given, size_t count, const char *const *own_environment) {
   const uint64_t nothing[4] = {0}; /* sigset_t; struct sigaction */
   for (long signal = 1; signal <= 64; signal++) call(__NR_rt_sigaction, signal, nothing, 0, sizeof(uint64_t));
   call(__NR_rt_sigprocmask, SIG_SETMASK, nothing, 0, sizeof(uint64_t));
@@ -768,6 +955,7 @@ static long become(const struct order *order, const char *strings, const char **
   /* What has come is numbered higher than LISTENER, the host's socket and the signals: no child wants so many. */
   close_from(LISTENER, CLOSE_RANGE_CLOEXEC);
   for (size_t i = 0; i < count; i++) call(__NR_dup2, given[i], i);
+  set_open_files(holder->open_files);
 
   const char *string = strings;
   if (*string) {
@@ -809,13 +997,16 @@ static long become(const struct order *order, const char *strings, const char **
  */
 static void spawn(struct holder *holder, struct order *order, const char *strings, const char **pointers, const int *given,
                   size_t count, const char *const *environment, int lacks) {
-  const long child = lacks ? -EMFILE : call(__NR_clone, CLONE_VFORK | SIGCHLD, 0, 0, 0);
+  long child = make_room(holder, holder->count + 1);
+  if (lacks) child = -EMFILE;
+  if (!child) child = call(__NR_clone, CLONE_VFORK | SIGCHLD, 0, 0, 0);
   if (!child) {
-    order->error = (int32_t)become(order, strings, pointers, given, count, environment);
+    order->error = (int32_t)become(holder, order, strings, pointers, given, count, environment);
     call(__NR_exit_group, EXIT_NOT_STARTED);
   }
   int32_t error = failed(child) ? (int32_t)child : order->error;
   if (error && !failed(child)) call(__NR_wait4, child, 0, 0, 0);
+  if (!error) know(holder, (int32_t)child);
   holder->past.spawned = (struct told){SPAWNED, error ? 0 : (int32_t)child, -error, order->value};
   tell(HOST, &holder->past.spawned, NULL, 0);
 }
@@ -872,8 +1063,8 @@ static uint32_t obey(struct holder *holder, size_t length, const char *const *en
       holder->past.signals &= ~BIT(-value);
       break;
     }
-    if (value) call(__NR_wait4, value, 0, WNOHANG, 0);
-    holder->exited = 0;
+    if (value) forget(holder, value);
+    else holder->room = TOLD_AT_ONCE;
     break;
   case KEEP:
     if (count) place(holder, rights.fds[--count], value);
@@ -892,10 +1083,24 @@ static uint32_t obey(struct holder *holder, size_t length, const char *const *en
     holder->past.is_moved = 1;
     close_fd(HOST);
     break;
-  case ACCEPT:
-    held = call(__NR_accept4, order->from, 0, 0, NONBLOCK | O_CLOEXEC);
+  case WATCH:
+    watch(holder, value);
     break;
+  case HOLD:
+    holder->holds = value;
+    if (!value) forget_held(holder, 0);
+    break;
+  case ACCEPT:
   case OPEN: {
+    /* What cannot be kept is not to be opened: that it is closed again would be an end of file for somebody. */
+    if (value >= 0 && (uint64_t)value >= limit_of_open_files()) {
+      held = -EMFILE;
+      break;
+    }
+    if (order->kind == ACCEPT) {
+      held = call(__NR_accept4, order->from, 0, 0, NONBLOCK | O_CLOEXEC);
+      break;
+    }
     const long first = order->first < 0 ? -1 : call(__NR_open, strings, order->first | O_CLOEXEC, 0);
     held = order->first >= 0 && failed(first) ? first : call(__NR_open, strings, order->flags | O_CLOEXEC, 0);
     if (!failed(first)) close_fd(first);
@@ -931,7 +1136,12 @@ static void join_host(struct holder *holder, long host) {
     }
     if (count) tell(HOST, &told, &rights, count);
   }
-  holder->exited = -1;
+  /* It is told of no exit before it says so, and of all then. */
+  holder->room = 0;
+  for (size_t i = holder->alive; i < holder->count; i++) {
+    holder->untold += holder->children[i].is_told;
+    holder->children[i].is_told = 0;
+  }
   holder->past.hosts++;
   holder->due = holder->asked = holder->has_reported = 0;
   holder->talks = 1;
@@ -981,10 +1191,17 @@ __attribute__((noreturn)) static void hold(long host, const struct started *star
                                            uintptr_t image, uint64_t signals) {
   call(__NR_prctl, PR_SET_CHILD_SUBREAPER, 1, 0);
   call(__NR_fcntl, LISTENER, F_SETFD, FD_CLOEXEC);
+  /* Its own descriptors are more than its children are to have. */
+  holder->open_files = limit_of_open_files();
+  set_open_files(UINT64_MAX);
+  holder->children = holder->few;
   join_host(holder, host);
   drop_image(image);
   place(holder, call(__NR_signalfd4, -1, &signals, sizeof signals, O_NONBLOCK | O_CLOEXEC), SIGNALS);
   for (;;) {
+    /* Before a message is taken: whoever has an answer knows that what had ended has been reaped, and told. */
+    int has_more = reap(holder);
+    tell_exits(holder);
     const long length = call(__NR_recvfrom, HOST, 0, 0, MSG_PEEK | MSG_TRUNC | MSG_DONTWAIT, 0, 0);
     if (length > 0) {
       if (obey(holder, (size_t)length, started->envp) != PONG) holder->talks = 1;
@@ -1004,6 +1221,7 @@ __attribute__((noreturn)) static void hold(long host, const struct started *star
         holder->build = holder->last_build;
         holder->was_moved = 0;
         holder->last_build = header.build;
+        reap(holder);
         wait_for_host(holder);
       }
       join_host(holder, host);
@@ -1011,19 +1229,17 @@ __attribute__((noreturn)) static void hold(long host, const struct started *star
     }
     struct signalfd_siginfo info;
     while (call(__NR_read, SIGNALS, &info, sizeof info) == sizeof info) {
-      if (info.ssi_signo == SIGCHLD) continue;
+      if (info.ssi_signo == SIGCHLD) {
+        has_more = 1;
+        continue;
+      }
       const struct told told = {SIGNALLED, (int32_t)info.ssi_signo, 0, 0};
       /* The same signal is pending there. Who tells a host that does not read, waits in the end. */
       if (holder->past.signals & BIT(info.ssi_signo)) continue;
       holder->past.signals |= BIT(info.ssi_signo);
       tell(HOST, &told, NULL, 0);
     }
-    if (!holder->exited) {
-      int child[32] = {0}; /* siginfo_t: si_code, si_pid, si_status */
-      call(__NR_waitid, P_ALL, 0, child, WEXITED | WNOHANG | WNOWAIT, 0);
-      const struct told told = {EXITED, child[4], child[6], child[2]};
-      if ((holder->exited = child[4])) tell(HOST, &told, NULL, 0);
-    }
+    if (has_more) continue;
     struct pollfd polled[2] = {{HOST, POLLIN, 0}, {SIGNALS, POLLIN, 0}};
     if (is_watched) wait_for(polled, 2, (int64_t)(holder->due - now()));
     else call(__NR_ppoll, polled, 2, 0, 0, 0);

@@ -4,8 +4,11 @@ import { assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { StatusError } from "../../lib/ttrpc/status.ts";
 import { must, run } from "./command.ts";
 import { inModes, OUR_EXECUTABLE, WAY } from "./env.ts";
-import { assertHolder, onlyHosted, withMachine } from "./host.ts";
+import { assertHolder, endContainer, onlyHosted, withHosted, withMachine } from "./host.ts";
+import { Gate, quickRuntime } from "./quick_execs.ts";
 import { withShim } from "./shim.ts";
+import { replaceHost } from "./takeover.ts";
+import { within } from "./until.ts";
 import { assertServes, REPEATING } from "./whole.ts";
 
 /** By their names for prlimit(1): what the test sets, what Deno needs (lib/standalone/entry.c), and what proc(5) calls it. */
@@ -51,3 +54,77 @@ onlyHosted("where a hard limit is too small for Deno, the executable says which 
     await must(limit(least));
   }
 });
+
+/** How many execs there are at once, and how many descriptors a process may have open that has not raised its limit. */
+const EXECS = 180;
+const SOFT = 1024;
+
+onlyHosted(
+  `${EXECS} execs at once print all that they have to print, with a soft limit of ${SOFT} open files and a host's death`,
+  () =>
+    withMachine((machine) =>
+      withShim({ prefix: [...machine.prefix, "prlimit", `--nofile=${SOFT}:`] }, async (shim) => {
+        await shim.run({}, { runtime: await quickRuntime(shim) });
+        using gate = await Gate.make(shim);
+        const ids = Array.from({ length: EXECS }, (_, i) => `e${i}`);
+        const script = `echo before; ${gate.script}; ulimit -n`;
+        const execs = await Promise.all(ids.map((id) => shim.execWithFifos(id, [script])));
+        await replaceHost(machine);
+        gate.open(EXECS);
+        const outputs = await Promise.all(execs.map(({ stdout }) => stdout.text()));
+        assertEquals(new Set(outputs), new Set([`before\n${SOFT}\n`]));
+        assertEquals(new Set(await Promise.all(ids.map(async (id) => (await shim.wait(id)).status))), new Set([0]));
+        await Promise.all(ids.map((id) => shim.deleteProcess(id)));
+        await endContainer(shim);
+      })
+    ),
+);
+
+/** A hard limit of a holder, and more execs than it can keep the descriptors of. */
+const HARD = 256;
+const TOO_MANY = 40;
+
+onlyHosted(
+  "an exec whose output could be lost for want of descriptors is refused with a sentence, and others are whole",
+  () =>
+    withHosted({}, async (shim, machine) => {
+      await shim.run({}, { runtime: await quickRuntime(shim) });
+      await must(["prlimit", "--pid", `${shim.pid}`, `--nofile=${HARD}:${HARD}`]);
+      using gate = await Gate.make(shim);
+      const started: { readonly id: string; readonly output: Deno.FsFile }[] = [];
+      let refusal: unknown;
+      try {
+        for (let i = 0; refusal === undefined && i < TOO_MANY; i++) {
+          const id = `e${i}`;
+          const { stdout } = await shim.fifos(id);
+          // Both of its ends, so that nobody waits for the other.
+          const output = Deno.openSync(stdout, { read: true, write: true });
+          await shim.exec(id, [`echo before; ${gate.script}; echo after`], { stdout });
+          try {
+            await shim.startProcess(id);
+            started.push({ id, output });
+          } catch (error) {
+            refusal = error;
+            output.close();
+            await shim.deleteProcess(id);
+          }
+        }
+        assertMatch(`${refusal}`, /too many open files/i);
+        await replaceHost(machine);
+        gate.open(started.length);
+        const expected = "before\nafter\n";
+        for (const { id, output } of started) {
+          const bytes = new Uint8Array(expected.length);
+          for (let at = 0; at < bytes.length;) {
+            at += await within(`output of ${id}`, output.read(bytes.subarray(at))) ?? 0;
+          }
+          assertEquals(new TextDecoder().decode(bytes), expected);
+          assertEquals((await shim.wait(id)).status, 0);
+          await shim.deleteProcess(id);
+        }
+      } finally {
+        for (const { output } of started) output.close();
+      }
+      await endContainer(shim);
+    }),
+);

@@ -2,7 +2,7 @@
 
 import { assert, assertEquals } from "@std/assert";
 import { type Host, killHost, type Machine } from "./host.ts";
-import { isAlive, processOf } from "./proc.ts";
+import { processOf } from "./proc.ts";
 import type { Shim } from "./shim.ts";
 import { until, within } from "./until.ts";
 
@@ -125,8 +125,7 @@ export class GatedRuntime {
   }
 }
 
-/** Waits until a process has ended, and fails when it has been reaped. */
-export async function untilZombie(pid: number): Promise<void> {
-  await until(`process ${pid} has ended`, () => !isAlive(pid));
-  assertEquals(processOf(pid)?.state, "Z", `process ${pid} has been reaped`);
+/** Waits until a process has ended, and its parent has reaped it. */
+export async function untilReaped(pid: number): Promise<void> {
+  await until(`process ${pid} has been reaped`, () => processOf(pid) === undefined);
 }

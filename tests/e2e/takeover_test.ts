@@ -5,9 +5,9 @@ import { Code } from "../../lib/ttrpc/status.ts";
 import { type Reader, Writer } from "./fifo.ts";
 import { assertExecs, endContainer, killHost, type Machine, onlyHosted, withHosted } from "./host.ts";
 import { modes } from "./modes.ts";
-import { argumentsOf, isAlive, parseMountInfo, processOf } from "./proc.ts";
+import { isAlive, parseMountInfo, processOf } from "./proc.ts";
 import { assertStatus, type Shim, type ShimOptions, Status } from "./shim.ts";
-import { GatedRuntime, later, type Moment, replaceHost, untilZombie, withoutHost } from "./takeover.ts";
+import { GatedRuntime, later, type Moment, replaceHost, untilReaped, withoutHost } from "./takeover.ts";
 import { until } from "./until.ts";
 
 modes(["hosted"], "it is about hosts that take over");
@@ -413,7 +413,7 @@ for (const each of CALLS) {
         whileRuntimeWaits(each, moment, ({ shim, machine, runtime, pid }) =>
           withoutHost(machine, [shim], async () => {
             await runtime.open();
-            await untilZombie(pid);
+            await untilReaped(pid);
           })),
     );
   }
@@ -532,10 +532,9 @@ onlyHosted(
         Deno.kill(pids["e1"]!, "SIGTERM");
         Deno.kill(pids["e2"]!, "SIGTERM");
         Deno.kill(pids["e3"]!, "SIGKILL");
-        for (const id of ids) await untilZombie(pids[id]!);
-        // It goes when all in its pid namespace have been reaped, which its parent does when it is told to.
+        for (const id of ids) await untilReaped(pids[id]!);
         Deno.kill(init, "SIGTERM");
-        await until("it has ended but for that", () => argumentsOf(init).length === 0);
+        await untilReaped(init);
       });
       const statuses: Record<string, number> = { [shim.id]: 7, e1: 1, e2: 2, e3: 137 };
       for (const [id, status] of Object.entries(statuses)) {
@@ -600,7 +599,7 @@ onlyHosted(
       await until("it sleeps", () => shim.containerProcesses().length === 2);
       await withoutHost(machine, [shim], async () => {
         Deno.kill(init, "SIGTERM");
-        await untilZombie(init);
+        await untilReaped(init);
       });
       const { exit } = await shim.events.exit(shim.id);
       assertEquals([exit.pid, exit.exitStatus], [init, 7]);

@@ -223,6 +223,42 @@ onlyHosted(
     }),
 );
 
+/** Where the file of calls is, of those that a holder keeps, and what is where in it: lib/record/calls.ts. */
+const CALLS = 8;
+const CALLS_BEGIN = 8;
+const CALL_HEADER = 48;
+const CALL_TIME = 24;
+
+/** Has the time of day, in ms, be later than when a shim's calls were noted, by so many. */
+function setClock(shim: Shim, ms: number): void {
+  const path = `/proc/${shim.pid}/fd/${CALLS}`;
+  const bytes = Deno.readFileSync(path);
+  const view = new DataView(bytes.buffer);
+  for (let at = CALLS_BEGIN; at + CALL_HEADER <= bytes.length; at += CALL_HEADER + view.getUint32(at, true)) {
+    view.setFloat64(at + CALL_TIME, view.getFloat64(at + CALL_TIME, true) - ms, true);
+  }
+  using file = Deno.openSync(path, { write: true });
+  file.writeSync(bytes);
+}
+
+onlyHosted(
+  "a deadline is as far away for the next host as for the one before, when the clock has been set meanwhile",
+  () =>
+    withHosted({}, async (shim, machine) => {
+      await shim.run();
+      using connection = await RawConnection.open(shim.socketPath);
+      const payload = v1.WaitRequest.encode({ id: shim.id }).finish();
+      await connection.request(SERVICE, "Wait", { payload, timeoutMs: 60_000 });
+      await untilRead(shim);
+      await withoutHost(machine, [shim], () => Promise.resolve(setClock(shim, 3_600_000)));
+      await assertServed(connection, shim);
+      await shim.kill(9);
+      const { response } = await connection.response();
+      assertEquals(v1.WaitResponse.decode(response.payload).exitStatus, 137);
+      await shim.delete();
+    }),
+);
+
 onlyHosted("what is too large to be taken is passed over by two hosts", () =>
   withHosted({}, async (shim, machine) => {
     using connection = await RawConnection.open(shim.socketPath);

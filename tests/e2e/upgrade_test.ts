@@ -1022,3 +1022,84 @@ onlyHosted("a host knows its build before it has had a container", () =>
     assertEquals((await process.status).code, 0);
     assertEquals(machine.hosts(), []);
   }));
+
+/** Asks a host of the path to hand over to a build that is not there, as an `upgrade` of 0.1 does; prints its answer. */
+const ASK_AS_0_1 = `
+  use Socket;
+  my ($path, $program) = @ARGV;
+  socket my $host, AF_UNIX, SOCK_SEQPACKET, 0 or die "socket: $!";
+  connect $host, pack_sockaddr_un($path) or die "$path: $!";
+  open my $executable, '<', $program or die "$program: $!";
+  my ($UPGRADE, $protocol, $build, $goes) = (100, 2, 1, 1);
+  my $request = pack "LLQLL", $UPGRADE, $protocol, $build, $goes, 0;
+  my $rights = pack "Qllll", 20, 1, 1, fileno $executable, 0; # SOL_SOCKET, SCM_RIGHTS
+  my $piece = pack "PQ", $request, length $request;
+  my $message = pack "QLx4PQPQlx4", 0, 0, $piece, 1, $rights, length $rights, 0;
+  syscall(46, fileno $host, $message, 0) == length $request or die "sendmsg: $!";
+  sysread $host, my $answer, 1 << 16;
+  print $answer;
+`;
+
+onlyHosted(
+  "a host does not send a holder to a build that does not understand it",
+  () =>
+    withHosted({}, async (shim, machine) => {
+      await shim.run();
+      const { pid, path } = machine.host();
+      const about = JSON.parse(await must([...machine.prefix, "perl", "-e", ASK_AS_0_1, path, "/bin/true"]));
+      // There is no field that 0.1 does not know.
+      assertEquals(Object.keys(about), ["pid", "build", "recordVersion", "containers", "moved", "stayed"]);
+      assertEquals([about.containers, about.moved, about.stayed], [1, 0, 1]);
+      assertEquals(machine.host().pid, pid);
+      await assertExecs(shim, "later");
+      await endContainer(shim);
+    }),
+);
+
+/** Plays a host that says this of itself, once, and listens before it prints a line. */
+const PLAY_HOST = `
+  use Socket;
+  my ($path, $answer) = @ARGV;
+  socket my $listener, AF_UNIX, SOCK_SEQPACKET, 0 or die "socket: $!";
+  bind $listener, pack_sockaddr_un($path) and listen $listener, 1 or die "$path: $!";
+  syswrite STDOUT, "listens\n";
+  accept my $asker, $listener or die "accept: $!";
+  sysread $asker, my $request, 100;
+  syswrite $asker, $answer;
+  <STDIN>;
+  unlink $path;
+`;
+
+onlyHosted(
+  "a host whose holders speak a newer version of the protocol stays, and that is said",
+  () =>
+    withMachine(async (machine) => {
+      const about = { pid: 7, build: "1", recordVersion: 1, containers: 2, moved: 0, stayed: 2, protocol: 99 };
+      const [program, ...args] = [
+        ...machine.prefix,
+        "perl",
+        "-e",
+        PLAY_HOST,
+        `${HOSTS}/1-0`,
+        JSON.stringify(about),
+      ] as [
+        string,
+        ...string[],
+      ];
+      const host = new Deno.Command(program, { args, stdin: "piped", stdout: "piped" }).spawn();
+      const reader = host.stdout.getReader();
+      try {
+        await reader.read();
+        const { code, said } = await upgrade(machine, OLD);
+        assertEquals(code, 1);
+        assertMatch(
+          said,
+          /^host 7 with 2 containers stays: its containers' processes speak version 99 of the protocol /,
+        );
+      } finally {
+        await reader.cancel();
+        await host.stdin.close();
+        await host.status;
+      }
+    }),
+);

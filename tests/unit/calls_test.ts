@@ -1,6 +1,7 @@
 /** Calls that outlive the process which answers them: what is found again in their file, whatever is in it. */
 
 import { assert, assertEquals, assertThrows } from "@std/assert";
+import { monotonic } from "../../ffi/clock.ts";
 import * as fds from "../../ffi/fd.ts";
 import { MemoryFile } from "../../ffi/memfd.ts";
 import { CallFile, type CallRecord } from "../../lib/record/calls.ts";
@@ -9,10 +10,12 @@ import { CallFile, type CallRecord } from "../../lib/record/calls.ts";
 const HEADER_SIZE = 48;
 const MAGIC_SIZE = 8;
 const ROOM = 208;
-/** Where a header has the room, the kind, and the length of its content. */
+/** Where a header has the room, the kind, the time of day, the length of its content, and the time of CLOCK_MONOTONIC. */
 const ROOM_AT = 0;
 const KIND_AT = 4;
+const TIME_AT = 24;
 const LENGTH_AT = 32;
+const MONOTONIC_AT = 40;
 
 /** A file of calls, closed when it is disposed of. */
 function create(): CallFile & Disposable {
@@ -72,12 +75,12 @@ Deno.test("a new file has no calls", () => {
 
 Deno.test("a call is found again as it has come, until its end", () => {
   using file = create();
-  const before = Date.now();
+  const before = monotonic();
   const ids = ["one", "", "three"].map((each, i) => file.begin(i + 2, 2 * i + 1, bytes(each)));
   assertEquals(ids, [1, 2, 3]);
   assertEquals(found(file), ["1: 2/1 one", "2: 3/3 ", "3: 4/5 three"]);
   for (const { at } of CallFile.open(file.fd).calls) {
-    assert(at >= before && at <= Date.now(), `${at} is not between ${before} and now`);
+    assert(at >= before && at <= monotonic(), `${at} is not between ${before} and now`);
   }
   file.answered(2);
   assertEquals(found(file), ["1: 2/1 one", "2: 3/3 , answered", "3: 4/5 three"]);
@@ -101,6 +104,16 @@ Deno.test("how many processes have hung is noted of each call by itself, and onl
   file.end(2);
   file.begin(2, 5, bytes("three"));
   assertEquals(found(file), ["1: 2/1 one", "3: 2/5 three"]);
+});
+
+Deno.test("a call that 0.1 has noted, by the time of day alone, has been made as long ago", () => {
+  using file = create();
+  file.begin(2, 1, bytes("one"));
+  const [day, time] = [Date.now() - 5000, monotonic() - 5000];
+  fds.writeAt(file.fd, new Uint8Array(new Float64Array([day]).buffer), MAGIC_SIZE + TIME_AT);
+  fds.writeAt(file.fd, new Uint8Array(new Float64Array([0]).buffer), MAGIC_SIZE + MONOTONIC_AT);
+  const { at } = CallFile.open(file.fd).calls[0]!;
+  assert(Math.abs(at - time) < 1000, `${at} is not ${time}`);
 });
 
 Deno.test("of a call that is not there, nothing is noted", () => {
