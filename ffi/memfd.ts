@@ -31,11 +31,7 @@ export class MemoryFile implements Disposable {
    * @throws {SystemError}
    */
   write(content: Uint8Array): void {
-    const bytes = new Uint8Array(content);
-    for (let at = 0; at < bytes.length;) {
-      const rest = bytes.subarray(at);
-      at += check(fds.writeAt(this.fd, rest, at), "pwrite to descriptor", this.fd);
-    }
+    fds.writeAllAt(this.fd, new Uint8Array(content), 0);
   }
 
   /**

@@ -140,9 +140,14 @@ export class Container {
    * @throws {StatusError} NOT_FOUND
    */
   process(id: string): Process {
-    const process = id === this.id ? this.init : this.#execs.get(id);
+    const process = this.find(id);
     if (process !== undefined) return process;
     throw new StatusError(Code.NOT_FOUND, `process ${id} does not exist`);
+  }
+
+  /** The process of this id, if there is one. */
+  find(id: string): Process | undefined {
+    return id === this.id ? this.init : this.#execs.get(id);
   }
 
   /** The processes that were added to it. */

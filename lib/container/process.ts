@@ -6,6 +6,7 @@ import type { Exit } from "../reaper.ts";
 import { Code, StatusError } from "../ttrpc/status.ts";
 import { within } from "../async.ts";
 import type { ProcessRecord, StreamsRecord } from "../record/record.ts";
+import { sameForSame } from "../record/same.ts";
 import { removeIfThere } from "./bundle.ts";
 import { ConsoleStdio } from "./console.ts";
 import type { Context } from "./context.ts";
@@ -36,6 +37,11 @@ export interface TerminalSize {
 
 /** Told that a process of a container has ended, after its state says so. */
 export type ExitListener = (process: Process, exit: ProcessExit) => void;
+
+/** How a process has ended, to be written down. */
+export function exitRecord({ status, at }: ProcessExit): { readonly status: number; readonly at: number } {
+  return { status, at: at.getTime() };
+}
 
 /** The state that a process is in which has been in another when a process before this one has written it down. */
 export function stateOf({ state }: Pick<ProcessRecord, "state">): State {
@@ -81,17 +87,20 @@ export abstract class Process {
   /** What its commands are known by: see {@link Commands}. */
   abstract get scope(): string;
 
-  /** What another process needs to go on with it. */
+  /** What another process needs to go on with it: the same object as long as that is the same. */
   protected get processRecord(): ProcessRecord {
-    return {
-      stdio: this.stdio,
-      state: this.machine.state,
-      pid: this.#pid,
-      exit: this.#exit && { status: this.#exit.status, at: this.#exit.at.getTime() },
-      isStdinClosed: this.#stdinClosed,
-      streams: this.streams?.record,
-    };
+    return this.#recorded(this.machine.state, this.#pid, this.#exit, this.#stdinClosed, this.streams?.record);
   }
+
+  readonly #recorded = sameForSame((
+    state: State,
+    pid: number,
+    exit: ProcessExit | undefined,
+    isStdinClosed: boolean,
+    streams: StreamsRecord | undefined,
+  ): ProcessRecord => (
+    { stdio: this.stdio, state, pid, exit: exit && exitRecord(exit), isStdinClosed, streams }
+  ));
 
   /** Goes on where another process has stopped. */
   protected restoreProcess(record: ProcessRecord, config: StreamsConfig): void {

@@ -5,6 +5,7 @@ import { changeOwner, pipe } from "../../ffi/pipe.ts";
 import { statDescriptor } from "../../ffi/stat.ts";
 import { Role } from "../record/keeper.ts";
 import type { StreamsRecord } from "../record/record.ts";
+import { sameForSame } from "../record/same.ts";
 import type { ProcessDescriptors } from "../runtime/runc.ts";
 import { Copier, type HostFile, uriOf } from "./copier.ts";
 import { isFifo, openFifoToRead, openFile, openOutput, type Output, takesBoth } from "./endpoint.ts";
@@ -122,10 +123,13 @@ export class PipeStdio implements ProcessStreams {
 
   get record(): StreamsRecord | undefined {
     if (this.#closed) return undefined;
-    const takers = [...this.#loggers.values(), ...this.#copiers.values()].filter(({ isRunning }) => isRunning);
-    const loggers = takers.map(({ uri, pid }) => ({ uri, pid }));
-    return { slot: this.#options.shelf.slot, folder: undefined, loggers };
+    const takers = [...this.#loggers.values(), ...this.#copiers.values()];
+    return this.#recorded(...takers.filter(({ isRunning }) => isRunning));
   }
+
+  readonly #recorded = sameForSame((...takers: (Logger | Copier)[]): StreamsRecord => (
+    { slot: this.#options.shelf.slot, folder: undefined, loggers: takers.map(({ uri, pid }) => ({ uri, pid })) }
+  ));
 
   get stdio(): { readonly descriptors: ProcessDescriptors } {
     return { descriptors: this.#descriptors };

@@ -7,6 +7,7 @@
 
 import * as fds from "../../ffi/fd.ts";
 import { MemoryFile } from "../../ffi/memfd.ts";
+import { checksum } from "./checksum.ts";
 
 /** At the beginning of the file. */
 const MAGIC = new TextEncoder().encode("SHIMCAL1");
@@ -242,11 +243,4 @@ export class CallFile {
     if (entry === undefined) return;
     fds.writeAt(this.fd, new Uint8Array(new Uint32Array([value]).buffer), entry.at + field);
   }
-}
-
-/** FNV-1a of 32 bits. */
-function checksum(bytes: Uint8Array): number {
-  let hash = 0x811c9dc5;
-  for (const byte of bytes) hash = Math.imul(hash ^ byte, 0x01000193);
-  return hash >>> 0;
 }

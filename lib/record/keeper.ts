@@ -28,6 +28,7 @@ export const Role = {
   LOG_STDOUT: 1,
   LOG_STDERR: 2,
   HOST: 3,
+  STATE: 4,
 } as const;
 
 /** How many roles there are. */
