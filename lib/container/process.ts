@@ -199,6 +199,7 @@ export abstract class Process {
 
   /** Ends its standard input, as far as it is held open here, or would be. */
   closeStdin(): void {
+    this.onChange();
     this.#stdinClosed = true;
     this.streams?.closeStdin();
   }
@@ -224,6 +225,7 @@ export abstract class Process {
    */
   resize(columns: number, rows: number): void {
     this.machine.require("resize");
+    this.onChange();
     this.size = { columns, rows };
     this.streams?.resize(columns, rows);
   }
@@ -271,13 +273,27 @@ export abstract class Process {
 
   /** Runs what changes this process one after the other, in the order of the calls. */
   protected serialize<T>(action: Action, run: () => Promise<T>): Promise<T> {
+    this.onChange();
+    this.#changes++;
     const turn = this.#last.then(() => {
       // What another process has begun with, was allowed then.
       if (!this.hasBegun) this.machine.require(action);
       return run();
-    });
+    }).finally(() => this.#changes--);
     this.#last = turn.catch(() => {});
     return turn;
+  }
+
+  /** Told when something begins that may change what is written down of it. */
+  onChange: () => void = () => {};
+
+  /** How many of {@link serialize} are not at their end. */
+  #changes = 0;
+
+  /** Whether nothing of what is written down of it changes before {@link onChange} is called: it does not run, and nothing is open. */
+  get isAtRest(): boolean {
+    const isRunning = this.#pid !== 0 && this.#exit === undefined;
+    return this.#changes === 0 && !isRunning && this.streams?.record === undefined;
   }
 
   /**

@@ -15,6 +15,9 @@ import type { ProcessStreams, StdioConfig, StdioOptions } from "./streams.ts";
 
 type OutputName = "stdout" | "stderr";
 
+/** A process that a stream goes to, or comes from. */
+type Taker = Logger | Copier;
+
 /** The roles of an output's two ends. */
 const ENDS = {
   stdout: { from: Role.STDOUT_FROM, to: Role.STDOUT_TO },
@@ -123,13 +126,17 @@ export class PipeStdio implements ProcessStreams {
 
   get record(): StreamsRecord | undefined {
     if (this.#closed) return undefined;
-    const takers = [...this.#loggers.values(), ...this.#copiers.values()];
-    return this.#recorded(...takers.filter(({ isRunning }) => isRunning));
+    const takers = [...this.#loggers.values(), ...this.#copiers.values()].filter(({ isRunning }) => isRunning);
+    const [first, second, third] = takers;
+    return this.#recorded(first, second, third);
   }
 
-  readonly #recorded = sameForSame((...takers: (Logger | Copier)[]): StreamsRecord => (
-    { slot: this.#options.shelf.slot, folder: undefined, loggers: takers.map(({ uri, pid }) => ({ uri, pid })) }
-  ));
+  /** Of what takes each of the three, at most. */
+  readonly #recorded = sameForSame((...takers: [Taker?, Taker?, Taker?]): StreamsRecord => ({
+    slot: this.#options.shelf.slot,
+    folder: undefined,
+    loggers: takers.filter((each) => each !== undefined).map(({ uri, pid }) => ({ uri, pid })),
+  }));
 
   get stdio(): { readonly descriptors: ProcessDescriptors } {
     return { descriptors: this.#descriptors };

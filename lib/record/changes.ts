@@ -24,7 +24,7 @@ const SPEC = "spec";
 export class Changes {
   readonly #texts = new Map<string, string | undefined>();
   #init: object | undefined;
-  readonly #execs = new Map<string, ExecRecord>();
+  #execs: readonly ExecRecord[] = [];
   /** Objects of lists, by their lists' names, each with its number. */
   readonly #lists = new Map<ListName, Map<object, number>>();
   #lastNumber = 0;
@@ -52,20 +52,23 @@ export class Changes {
   }
 
   #putExecs(changed: Map<string, string | undefined>, execs: readonly ExecRecord[]): void {
-    for (const exec of execs) {
-      const { id } = exec;
-      const before = this.#execs.get(id);
+    const last = this.#execs;
+    this.#execs = execs;
+    if (execs === last) return;
+    // There may be thousands, and what has changed is one or two, as a rule: all before it and behind it is passed over.
+    let [first, end, lastEnd] = [0, execs.length, last.length];
+    while (first < Math.min(end, lastEnd) && execs[first] === last[first]) first++;
+    for (; first < Math.min(end, lastEnd) && execs[end - 1] === last[lastEnd - 1]; end--) lastEnd--;
+    const gone = new Map(last.slice(first, lastEnd).map((each) => [each.id, each]));
+    for (const exec of execs.slice(first, end)) {
+      const before = gone.get(exec.id);
+      gone.delete(exec.id);
       if (exec === before) continue;
-      const { spec, ...rest } = exec;
-      changed.set(`${EXEC} ${id}`, JSON.stringify(rest));
+      const { id, spec, ...rest } = exec;
+      changed.set(`${EXEC} ${id}`, JSON.stringify({ ...rest, id }));
       if (spec !== before?.spec) changed.set(`${SPEC} ${id}`, spec && JSON.stringify(spec));
-      this.#execs.set(id, exec);
     }
-    if (this.#execs.size === execs.length) return;
-    const ids = new Set(execs.map(({ id }) => id));
-    for (const [id, { spec }] of this.#execs) {
-      if (ids.has(id)) continue;
-      this.#execs.delete(id);
+    for (const [id, { spec }] of gone) {
       changed.set(`${EXEC} ${id}`, undefined);
       if (spec !== undefined) changed.set(`${SPEC} ${id}`, undefined);
     }

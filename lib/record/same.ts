@@ -1,20 +1,28 @@
 /** Objects that are the same as long as what they are made of is: so what has changed is found without a look into them. */
 
-/** A function that gives the object it has given last when it is called with the same arguments again; it is to use nothing else. */
-export function sameForSame<Inputs extends readonly unknown[], Result>(
+/** What a function may be called with: five at most are compared. */
+type UpToFive = readonly unknown[] & { readonly length: 0 | 1 | 2 | 3 | 4 | 5 };
+
+/**
+ * A function that gives the object it has given last when it is called with the same arguments again; it is to use nothing else
+ * that changes. It is called for each process whenever something is written down, and makes nothing then.
+ */
+export function sameForSame<Inputs extends UpToFive, Result>(
   make: (...inputs: Inputs) => Result,
 ): (...inputs: Inputs) => Result {
-  let last: { readonly inputs: Inputs; readonly result: Result } | undefined;
-  return (...inputs) => {
-    if (last === undefined || !areSame(inputs, last.inputs)) last = { inputs, result: make(...inputs) };
+  let last: { readonly inputs: UpToFive; readonly result: Result } | undefined;
+  const given = (a?: unknown, b?: unknown, c?: unknown, d?: unknown, e?: unknown): Result => {
+    if (last !== undefined) {
+      const { inputs } = last;
+      if (a === inputs[0] && b === inputs[1] && c === inputs[2] && d === inputs[3] && e === inputs[4]) {
+        return last.result;
+      }
+    }
+    const inputs = [a, b, c, d, e] as const;
+    last = { inputs, result: make(...inputs as unknown as Inputs) };
     return last.result;
   };
-}
-
-function areSame(a: readonly unknown[], b: readonly unknown[]): boolean {
-  if (a.length !== b.length) return false;
-  for (let i = 0; i < a.length; i++) if (a[i] !== b[i]) return false;
-  return true;
+  return given as (...inputs: readonly unknown[]) => Result;
 }
 
 /** A function that gives one object for each that it is called with, which is not changed. */
