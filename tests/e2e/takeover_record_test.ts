@@ -529,12 +529,13 @@ onlyHosted(
 const MANY_EXECS = 2000;
 const AT_ONCE = 200;
 
-/** How many bytes are written down of a shim while something is done; undefined when it has been compacted meanwhile. */
-async function bytesWritten(shim: Shim, run: () => Promise<unknown>): Promise<number | undefined> {
+/** How many bytes are written down of a shim while something is done: not so much that the file is compacted. */
+async function bytesWritten(shim: Shim, run: () => Promise<unknown>): Promise<number> {
   const before = headerOf(statePath(shim));
   await run();
   const after = headerOf(statePath(shim));
-  return before.start === after.start ? after.end - before.end : undefined;
+  assertEquals(after.start, before.start, "it has been compacted");
+  return after.end - before.end;
 }
 
 onlyHosted(
@@ -542,26 +543,20 @@ onlyHosted(
   () =>
     withNamed({}, async (shim, machine) => {
       await shim.run();
-      /** Of each step in the life of an exec. */
-      const steps = async (id: string) => {
-        const bytes: number[] = [];
-        for (
-          const run of [
-            () => shim.exec(id, ["true"]),
-            () => shim.startProcess(id),
-            () => shim.wait(id),
-            () => shim.deleteProcess(id),
-          ]
-        ) bytes.push(await bytesWritten(shim, run) ?? 0);
-        return bytes;
-      };
-      const alone = await steps("x0000");
+      const life = (id: string) =>
+        bytesWritten(shim, async () => {
+          await shim.exec(id, ["true"]);
+          await shim.startProcess(id);
+          await shim.wait(id);
+          await shim.deleteProcess(id);
+        });
+      const alone = await life("x0000");
       for (let i = 0; i < MANY_EXECS; i += AT_ONCE) {
         await Promise.all(Array.from({ length: AT_ONCE }, (_, j) => shim.exec(`e${i + j}`, ["true"])));
       }
-      const among = await steps("x0001");
-      // Numbers have more digits.
-      for (const [i, each] of among.entries()) assert(each <= alone[i]! + 100, `${among} bytes, ${alone} alone`);
+      const among = await life("x0001");
+      // All execs would be hundreds of KB. How often something is written down depends on what falls together.
+      assert(among < 2 * alone, `${among} bytes, ${alone} alone`);
       assertEquals(writtenOf(statePath(shim)).container?.execs.length, MANY_EXECS);
 
       await replaceHost(machine);
