@@ -1,7 +1,7 @@
 /** Objects that are the same as long as what they are made of is: so what has changed is found without a look into them. */
 
 /** What a function may be called with: five at most are compared. */
-type UpToFive = readonly unknown[] & { readonly length: 0 | 1 | 2 | 3 | 4 | 5 };
+export type UpToFive = readonly unknown[] & { readonly length: 0 | 1 | 2 | 3 | 4 | 5 };
 
 /**
  * A function that gives the object it has given last when it is called with the same arguments again; it is to use nothing else
