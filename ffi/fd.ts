@@ -13,6 +13,7 @@ const c = libc({
   pread: [["i32", "buffer", "usize", "i64"], "isize"],
   pwrite: [["i32", "buffer", "usize", "i64"], "isize"],
   fallocate: [["i32", "i32", "i64", "i64"], "i32"],
+  ftruncate: [["i32", "i64"], "i32"],
 });
 
 /** Flags of open(2), from asm-generic/fcntl.h. */
@@ -108,6 +109,26 @@ export function write(fd: number, buffer: Uint8Array<ArrayBuffer>): number {
 /** pwrite(2): writes at a place of a file, in bytes; the number of bytes, -1 on failure (see errno). */
 export function writeAt(fd: number, buffer: Uint8Array<ArrayBuffer>, at: number): number {
   return Number(c().pwrite(fd, buffer, BigInt(buffer.length), BigInt(at)));
+}
+
+/**
+ * Writes all of a content at a place of a file, in bytes.
+ *
+ * @throws {SystemError} ENOSPC, EFBIG
+ */
+export function writeAllAt(fd: number, content: Uint8Array<ArrayBuffer>, at: number): void {
+  for (let done = 0; done < content.length;) {
+    done += check(writeAt(fd, content.subarray(done), at + done), "pwrite to descriptor", fd);
+  }
+}
+
+/**
+ * ftruncate(2): has a file end there, in bytes.
+ *
+ * @throws {SystemError}
+ */
+export function truncate(fd: number, length: number): void {
+  check(c().ftruncate(fd, BigInt(length)), "ftruncate of descriptor", fd);
 }
 
 /** pread(2): reads from a place of a file, in bytes; the number of bytes, fewer at its end, -1 on failure (see errno). */

@@ -11,17 +11,19 @@ import { within } from "./async.ts";
 import type { Options } from "./cli.ts";
 import type { Subjects } from "./dump.ts";
 import { messageOf, textOf } from "./errors.ts";
-import { EventQueue, type Publisher } from "./events/queue.ts";
+import { type Envelope, EventQueue, type Publisher } from "./events/queue.ts";
 import { bounded, type Logger, observed, openLog, type Report } from "./log.ts";
 import type { Fields } from "./logrus.ts";
 import type { Place } from "./place.ts";
-import { type Parent, Reaper } from "./reaper.ts";
+import { type Exit, type Parent, Reaper } from "./reaper.ts";
 import { CallFile, type Part } from "./record/calls.ts";
 import { Commands } from "./record/commands.ts";
 import { KeptConnection } from "./record/connection.ts";
 import { type Keeper, Role, type Shelf, SHIM_SLOT, unkept } from "./record/keeper.ts";
 import type { ShimRecord, TroubleRecord } from "./record/record.ts";
 import { Recorder } from "./record/recorder.ts";
+import { oneForEach } from "./record/same.ts";
+import { StateFile } from "./record/state_file.ts";
 import { type Describer, INSPECT_SERVICE, inspection } from "./service/inspection.ts";
 import { LazyService } from "./service/lazy.ts";
 import { type Calls, crashOf, type KeeperOfAnother, type Past, takeOver } from "./takeover.ts";
@@ -151,7 +153,8 @@ export class Shim {
     if (identity.keeper !== undefined) {
       this.#calls = this.#openCalls();
       this.#recorder = new Recorder({
-        folder: cwd,
+        file: this.#openState(),
+        bundle: cwd,
         calls: this.#calls.file,
         log,
         afterTurn: (callback) => poller.afterTurn(callback),
@@ -246,12 +249,16 @@ export class Shim {
       isEnding: this.#ending,
       container: this.#service.record,
       commands: this.#commands.records,
-      events: this.#events.waiting.map(({ at, namespace, topic, type, value }) => (
-        { at: at.getTime(), namespace, topic, type, value: value.toBase64() }
-      )),
-      unclaimed: this.reaper.unclaimed.map(({ pid, status, at }) => ({ pid, status, at: at.getTime() })),
+      events: this.#events.waiting.map(this.#eventRecord),
+      unclaimed: this.reaper.unclaimed.map(this.#exitRecord),
     };
   }
+
+  readonly #eventRecord = oneForEach(({ at, namespace, topic, type, value }: Envelope) => (
+    { at: at.getTime(), namespace, topic, type, value: value.toBase64() }
+  ));
+
+  readonly #exitRecord = oneForEach(({ pid, status, at }: Exit) => ({ pid, status, at: at.getTime() }));
 
   /** Whether it is about to be another process's. */
   #isLeaving = false;
@@ -277,6 +284,14 @@ export class Shim {
   #isDraining = false;
   /** Those that have come nevertheless. */
   readonly #late: Shelf[] = [];
+
+  #openState(): StateFile {
+    const fd = this.#shelf.find(Role.STATE);
+    if (fd !== undefined) return StateFile.of(fd);
+    const file = StateFile.create();
+    this.#shelf.keep(Role.STATE, file.fd);
+    return file;
+  }
 
   #openCalls(): Calls {
     const fd = this.#shelf.find(Role.CALLS);
@@ -487,7 +502,9 @@ export class Shim {
     await this.#server.close();
     this.#events.stop();
     this.reaper.endRuns();
-    this.#recorder?.remove();
+    // Another process would end the rest.
+    this.save();
+    this.#recorder?.stop();
     // The process may end now.
     await this.#reported;
     this.#ended.resolve();

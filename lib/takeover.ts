@@ -12,7 +12,7 @@ import type { CallFile, CallRecord, Part } from "./record/calls.ts";
 import type { Commands } from "./record/commands.ts";
 import { type Keeper, Role, type Shelf } from "./record/keeper.ts";
 import type { ShimRecord } from "./record/record.ts";
-import { readRecord, type Recorder } from "./record/recorder.ts";
+import type { Recorder } from "./record/recorder.ts";
 import { INSPECT_METHOD } from "./service/inspection.ts";
 import type { LazyService, Loaded } from "./service/lazy.ts";
 import type { ConnectionOptions, Server } from "./ttrpc/server.ts";
@@ -33,6 +33,8 @@ export interface KeeperOfAnother extends Keeper {
   closeRest(): readonly number[];
   /** The number of the last start of a child. */
   serial: number;
+  /** Settled when all is kept that is to be kept by now. */
+  settled(): Promise<void>;
 }
 
 /** What is known of the process that has had the shim before. */
@@ -103,11 +105,13 @@ export async function takeOver(shim: Taken, { spawned, signals, isHung }: Past, 
   let record: ShimRecord | undefined;
   let isDoubtful = false;
   try {
-    record = readRecord(folder);
+    record = recorder.read();
   } catch (error) {
     isDoubtful = true;
-    log.error("shim.state cannot be believed: what was being done is not known", { error });
+    log.error("the saved state is invalid: what was being done is not known", { error });
   }
+  // What is written from now on is to be found, should this process end, in place of the file.
+  if (recorder.hasOldFile) await keeper.settled();
   keeper.serial = Math.max(spawned.serial, record?.serial ?? 0);
   shim.found(record);
   const service = await shim.service.load();

@@ -9,6 +9,7 @@ import { listenIn } from "../../ffi/socket.ts";
 import { statDescriptor } from "../../ffi/stat.ts";
 import { Role } from "../record/keeper.ts";
 import type { StreamsRecord } from "../record/record.ts";
+import { sameForSame } from "../record/same.ts";
 import type { ProcessStdio } from "../runtime/runc.ts";
 import { Code, StatusError } from "../ttrpc/status.ts";
 import { removeIfThere } from "./bundle.ts";
@@ -101,12 +102,13 @@ export class ConsoleStdio implements ProcessStreams {
 
   get record(): StreamsRecord | undefined {
     if (this.#closed) return undefined;
-    return {
-      slot: this.#options.shelf.slot,
-      folder: this.#socket === undefined ? undefined : this.#folder,
-      loggers: this.#taker?.isRunning ? [{ uri: this.#taker.uri, pid: this.#taker.pid }] : [],
-    };
+    const folder = this.#socket === undefined ? undefined : this.#folder;
+    return this.#recorded(folder, this.#taker?.isRunning ? this.#taker : undefined);
   }
+
+  readonly #recorded = sameForSame((folder: string | undefined, taker: Logger | Copier | undefined): StreamsRecord => (
+    { slot: this.#options.shelf.slot, folder, loggers: taker ? [{ uri: taker.uri, pid: taker.pid }] : [] }
+  ));
 
   /**
    * Opens the socket that the runtime sends the terminal to, in a folder of the bundle that only this user may enter, and the

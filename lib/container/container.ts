@@ -11,7 +11,7 @@ import { Init, type InitConfig } from "./init.ts";
 import type { ExitListener, Process } from "./process.ts";
 import { settle } from "./calls.ts";
 import { type Mount, mountAll, unmountAll } from "./rootfs.ts";
-import type { ContainerRecord } from "../record/record.ts";
+import type { ContainerRecord, ExecRecord } from "../record/record.ts";
 import type { Runc } from "../runtime/runc.ts";
 
 /** What a container is created from. */
@@ -32,6 +32,11 @@ export class Container {
   readonly #context: Context;
   readonly #onExit: ExitListener;
   readonly #execs = new Map<string, Exec>();
+  /** What has been written down of each, and those of which that may be something else by now: there may be thousands at rest. */
+  readonly #written = new Map<Exec, ExecRecord>();
+  readonly #changing = new Set<Exec>();
+  /** What of {@link #written} has been given last; undefined when that is something else by now. */
+  #records: ExecRecord[] | undefined;
 
   /** Where the mounts go; empty when there are none. */
   readonly #rootfs: string;
@@ -55,7 +60,7 @@ export class Container {
     const container = new Container(context, { ...init.config, mounts: record.mounts }, runc, onExit, init);
     container.#isCreated = record.isCreated;
     for (const each of record.execs) {
-      container.#execs.set(each.id, Exec.restore(context, each, init, onExit));
+      container.#add(Exec.restore(context, each, init, onExit));
     }
     return container;
   }
@@ -67,8 +72,24 @@ export class Container {
       isCreated: this.#isCreated,
       mounts: this.#isCreated ? [] : this.#mounts.map((each) => ({ ...each, options: [...each.options] })),
       init: this.init.record,
-      execs: [...this.#execs.values()].map(({ record }) => record),
+      execs: this.#execRecords(),
     };
+  }
+
+  #execRecords(): ExecRecord[] {
+    for (const exec of this.#changing) {
+      const { record } = exec;
+      if (this.#written.get(exec) !== record) this.#records = undefined;
+      this.#written.set(exec, record);
+      if (exec.isAtRest) this.#changing.delete(exec);
+    }
+    return this.#records ??= [...this.#written.values()];
+  }
+
+  #add(exec: Exec): void {
+    this.#execs.set(exec.id, exec);
+    exec.onChange = () => this.#changing.add(exec);
+    exec.onChange();
   }
 
   /**
@@ -142,9 +163,14 @@ export class Container {
    * @throws {StatusError} NOT_FOUND
    */
   process(id: string): Process {
-    const process = id === this.id ? this.init : this.#execs.get(id);
+    const process = this.find(id);
     if (process !== undefined) return process;
     throw new StatusError(Code.NOT_FOUND, `process ${id} does not exist`);
+  }
+
+  /** The process of this id, if there is one. */
+  find(id: string): Process | undefined {
+    return id === this.id ? this.init : this.#execs.get(id);
   }
 
   /** The processes that were added to it. */
@@ -166,7 +192,7 @@ export class Container {
     this.#requireFree(config.id);
     await this.init.allowExec();
     this.#requireFree(config.id);
-    this.#execs.set(config.id, new Exec(this.#context, config, this.init, this.#onExit));
+    this.#add(new Exec(this.#context, config, this.init, this.#onExit));
   }
 
   #requireFree(id: string): void {
@@ -185,6 +211,9 @@ export class Container {
     if (exec === undefined) throw new StatusError(Code.NOT_FOUND, `process ${id} does not exist`);
     await exec.delete();
     this.#execs.delete(id);
+    this.#changing.delete(exec);
+    this.#written.delete(exec);
+    this.#records = undefined;
     return exec;
   }
 }

@@ -8,7 +8,8 @@ import { readPidFile, removeIfThere, writeNewFile } from "./bundle.ts";
 import type { Context } from "./context.ts";
 import { requireThawed } from "./freezer.ts";
 import type { Init } from "./init.ts";
-import type { ExecRecord } from "../record/record.ts";
+import type { ExecRecord, ProcessRecord } from "../record/record.ts";
+import { sameForSame } from "../record/same.ts";
 import { type ExitListener, Process, stateOf, type TerminalSize } from "./process.ts";
 import { runtimeError } from "./runtime_errors.ts";
 import { EXEC, type State, StateMachine } from "./state.ts";
@@ -52,15 +53,14 @@ export class Exec extends Process {
     return exec;
   }
 
-  /** What another process needs to go on with it. */
+  /** What another process needs to go on with it: the same object as long as that is the same. */
   get record(): ExecRecord {
-    const { id } = this;
-    return {
-      ...this.processRecord,
-      id,
-      spec: this.pid === 0 && this.exit === undefined ? this.#spec : undefined,
-    };
+    return this.#recorded(this.processRecord, this.pid === 0 && this.exit === undefined ? this.#spec : undefined);
   }
+
+  readonly #recorded = sameForSame((process: ProcessRecord, spec: ExecRecord["spec"]): ExecRecord => (
+    { ...process, id: this.id, spec }
+  ));
 
   /** The path of its pid file. */
   override get scope(): string {

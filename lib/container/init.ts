@@ -18,8 +18,9 @@ import { settle } from "./calls.ts";
 import { withCriu } from "./criu.ts";
 import { frozenCgroup, requireThawed } from "./freezer.ts";
 import { INIT_SLOT } from "../record/keeper.ts";
-import type { InitRecord } from "../record/record.ts";
-import { type ExitListener, Process, type ProcessExit, stateOf } from "./process.ts";
+import type { InitRecord, ProcessRecord } from "../record/record.ts";
+import { sameForSame } from "../record/same.ts";
+import { type ExitListener, exitRecord, Process, type ProcessExit, stateOf } from "./process.ts";
 import { removeEmptyCgroups, sharingPidNamespace } from "./remains.ts";
 import { unmountAll } from "./rootfs.ts";
 import { asked, isGone, killError, runtimeError } from "./runtime_errors.ts";
@@ -116,19 +117,26 @@ export class Init extends Process {
     return init;
   }
 
-  /** What another process needs to go on with it. */
+  /** What another process needs to go on with it: the same object as long as that is the same. */
   get record(): InitRecord {
+    const ending = this.exit === undefined ? this.#ending : undefined;
+    return this.#recorded(this.processRecord, this.#ownsPidNamespace, ending);
+  }
+
+  readonly #recorded = sameForSame((
+    process: ProcessRecord,
+    ownsPidNamespace: boolean,
+    ending: ProcessExit | undefined,
+  ): InitRecord => {
     const { id, namespace, bundle, workdir, rootfs, noPivotRoot, noNewKeyring, uid, gid, checkpoint } = this.#config;
     return {
-      ...this.processRecord,
+      ...process,
       ...{ id, namespace, bundle, workdir, rootfs, noPivotRoot, noNewKeyring, uid, gid },
       checkpoint: checkpoint as InitRecord["checkpoint"],
-      ownsPidNamespace: this.#ownsPidNamespace,
-      ending: this.exit === undefined && this.#ending
-        ? { status: this.#ending.status, at: this.#ending.at.getTime() }
-        : undefined,
+      ownsPidNamespace,
+      ending: ending && exitRecord(ending),
     };
-  }
+  });
 
   /** Its own id. */
   override get containerId(): string {

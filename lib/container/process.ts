@@ -7,6 +7,7 @@ import { Code, StatusError } from "../ttrpc/status.ts";
 import { within } from "../async.ts";
 import type { Shelf } from "../record/keeper.ts";
 import type { ProcessRecord, StreamsRecord } from "../record/record.ts";
+import { sameForSame } from "../record/same.ts";
 import { removeIfThere } from "./bundle.ts";
 import { ConsoleStdio } from "./console.ts";
 import type { Context } from "./context.ts";
@@ -37,6 +38,11 @@ export interface TerminalSize {
 
 /** Told that a process of a container has ended, after its state says so. */
 export type ExitListener = (process: Process, exit: ProcessExit) => void;
+
+/** How a process has ended, to be written down. */
+export function exitRecord({ status, at }: ProcessExit): { readonly status: number; readonly at: number } {
+  return { status, at: at.getTime() };
+}
 
 /** The state that a process is in which has been in another when a process before this one has written it down. */
 export function stateOf({ state }: Pick<ProcessRecord, "state">): State {
@@ -82,17 +88,20 @@ export abstract class Process {
   /** What its commands are known by: see {@link Commands}. */
   abstract get scope(): string;
 
-  /** What another process needs to go on with it. */
+  /** What another process needs to go on with it: the same object as long as that is the same. */
   protected get processRecord(): ProcessRecord {
-    return {
-      stdio: this.stdio,
-      state: this.machine.state,
-      pid: this.#pid,
-      exit: this.#exit && { status: this.#exit.status, at: this.#exit.at.getTime() },
-      isStdinClosed: this.#stdinClosed,
-      streams: this.streams?.record,
-    };
+    return this.#recorded(this.machine.state, this.#pid, this.#exit, this.#stdinClosed, this.streams?.record);
   }
+
+  readonly #recorded = sameForSame((
+    state: State,
+    pid: number,
+    exit: ProcessExit | undefined,
+    isStdinClosed: boolean,
+    streams: StreamsRecord | undefined,
+  ): ProcessRecord => (
+    { stdio: this.stdio, state, pid, exit: exit && exitRecord(exit), isStdinClosed, streams }
+  ));
 
   /** Goes on where another process has stopped. */
   protected restoreProcess(record: ProcessRecord, config: StreamsConfig): void {
@@ -191,6 +200,7 @@ export abstract class Process {
 
   /** Ends its standard input, as far as it is held open here, or would be. */
   closeStdin(): void {
+    this.onChange();
     this.#stdinClosed = true;
     this.streams?.closeStdin();
   }
@@ -216,6 +226,7 @@ export abstract class Process {
    */
   resize(columns: number, rows: number): void {
     this.machine.require("resize");
+    this.onChange();
     this.size = { columns, rows };
     this.streams?.resize(columns, rows);
   }
@@ -275,13 +286,27 @@ export abstract class Process {
 
   /** Runs what changes this process one after the other, in the order of the calls. */
   protected serialize<T>(action: Action, run: () => Promise<T>): Promise<T> {
+    this.onChange();
+    this.#changes++;
     const turn = this.#last.then(() => {
       // What another process has begun with, was allowed then.
       if (!this.hasBegun) this.machine.require(action);
       return run();
-    });
+    }).finally(() => this.#changes--);
     this.#last = turn.catch(() => {});
     return turn;
+  }
+
+  /** Told when something begins that may change what is written down of it. */
+  onChange: () => void = () => {};
+
+  /** How many of {@link serialize} are not at their end. */
+  #changes = 0;
+
+  /** Whether nothing of what is written down of it changes before {@link onChange} is called: it does not run, and nothing is open. */
+  get isAtRest(): boolean {
+    const isRunning = this.#pid !== 0 && this.#exit === undefined;
+    return this.#changes === 0 && !isRunning && this.streams?.record === undefined;
   }
 
   /**

@@ -5,6 +5,7 @@ import { changeOwner, pipe } from "../../ffi/pipe.ts";
 import { statDescriptor } from "../../ffi/stat.ts";
 import { Role } from "../record/keeper.ts";
 import type { StreamsRecord } from "../record/record.ts";
+import { sameForSame } from "../record/same.ts";
 import type { ProcessDescriptors } from "../runtime/runc.ts";
 import { Copier, type HostFile, uriOf } from "./copier.ts";
 import { isFifo, openFifoToRead, openFile, openOutput, openWriter, type Output, takesBoth } from "./endpoint.ts";
@@ -13,6 +14,9 @@ import { leaveToReader, Stream, type StreamOptions } from "./stream.ts";
 import type { ProcessStreams, StdioConfig, StdioOptions } from "./streams.ts";
 
 type OutputName = "stdout" | "stderr";
+
+/** A process that a stream goes to, or comes from. */
+type Taker = Logger | Copier;
 
 /** The roles of an output's two ends. */
 const ENDS = {
@@ -123,9 +127,16 @@ export class PipeStdio implements ProcessStreams {
   get record(): StreamsRecord | undefined {
     if (this.#closed) return undefined;
     const takers = [...this.#loggers.values(), ...this.#copiers.values()].filter(({ isRunning }) => isRunning);
-    const loggers = takers.map(({ uri, pid }) => ({ uri, pid }));
-    return { slot: this.#options.shelf.slot, folder: undefined, loggers };
+    const [first, second, third] = takers;
+    return this.#recorded(first, second, third);
   }
+
+  /** Of what takes each of the three, at most. */
+  readonly #recorded = sameForSame((...takers: [Taker?, Taker?, Taker?]): StreamsRecord => ({
+    slot: this.#options.shelf.slot,
+    folder: undefined,
+    loggers: takers.filter((each) => each !== undefined).map(({ uri, pid }) => ({ uri, pid })),
+  }));
 
   get stdio(): { readonly descriptors: ProcessDescriptors } {
     return { descriptors: this.#descriptors };

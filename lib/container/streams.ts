@@ -55,7 +55,10 @@ export interface ProcessStreams {
    * @throws {SystemError} when it cannot be opened
    */
   connectStdin(): Promise<void>;
-  /** What another process needs to go on with them; undefined once they have been closed. */
+  /**
+   * What another process needs to go on with them: the same object as long as that is the same; undefined once they have been
+   * closed.
+   */
   readonly record: StreamsRecord | undefined;
   /**
    * Told that the process has ended: passes on the output that is there now, as far as its readers take it. A terminal's output

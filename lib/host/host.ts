@@ -24,7 +24,7 @@ import { blockEverywhere, receive } from "../signals.ts";
 import { HostChildren } from "./children.ts";
 import { standing } from "./fit.ts";
 import { Holder, type HolderOptions } from "./holder.ts";
-import { KeptByHolder } from "./kept.ts";
+import { KeptByHolder, pathOfState } from "./kept.ts";
 import { removeOrphan } from "./orphans.ts";
 import { RECORD_VERSION } from "../record/record.ts";
 import { canRead, hasBeenTakenOver } from "../record/recorder.ts";
@@ -171,7 +171,7 @@ class Host {
     // One that comes back stands as it did when it first came to a host of its kind.
     const fits = join.hosts > 0 || standing(pid) === this.#standing;
     if (join.build !== this.#build || !fits || !isListening(listener)) return refuse("refused");
-    if (join.isMoved && !canRead(join.cwd)) return refuse("refused");
+    if (join.isMoved && !canRead(pathOfState(pid), join.cwd)) return refuse("refused");
     let member: Member;
     try {
       const options = parse(join.args);
@@ -214,7 +214,7 @@ class Host {
       await Promise.allSettled(members.map((member) => this.#move(member, build, executable)));
       // Those that find no host there come back.
       const isBack = (member: Member) => [...this.#members].some((each) => each !== member && isSame(each, member));
-      const hasMoved = (member: Member) => !isBack(member) && hasBeenTakenOver(member.identity.cwd, build);
+      const hasMoved = (member: Member) => !isBack(member) && hasBeenTakenOver(pathOfState(member.identity.pid), build);
       for (let ms = 0; ms < BACK_MS; ms += LOOK_MS) {
         if (members.every((each) => hasMoved(each) || isBack(each))) break;
         await sleep(this.#place.timer, LOOK_MS);

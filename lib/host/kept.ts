@@ -3,7 +3,7 @@
 import * as fds from "../../ffi/fd.ts";
 import { Errno, SystemError } from "../../ffi/libc.ts";
 import { accept } from "../../ffi/socket.ts";
-import { INIT_SLOT, ROLES, type Shelf, SHIM_SLOT, unkept } from "../record/keeper.ts";
+import { INIT_SLOT, Role, ROLES, type Shelf, SHIM_SLOT, unkept } from "../record/keeper.ts";
 import type { KeeperOfAnother } from "../takeover.ts";
 import type { Holder } from "./holder.ts";
 
@@ -58,6 +58,11 @@ export class KeptByHolder implements KeeperOfAnother {
 
   set serial(serial: number) {
     this.holder.serial = serial;
+  }
+
+  settled(): Promise<void> {
+    this.#tellDropped();
+    return this.holder.settled();
   }
 
   /** Places that something has been brought for. */
@@ -216,6 +221,11 @@ const NOBODY: readonly number[] = [Errno.EAGAIN, Errno.EINTR, Errno.ECONNABORTED
 /** Whether a holder has no room for more: the descriptor will not outlive this process. */
 function isFull(error: unknown): boolean {
   return error instanceof SystemError && (error.errno === Errno.EMFILE || error.errno === Errno.EBADF);
+}
+
+/** Leads to what a shim has written down: to the file that its holder keeps, where there is one. */
+export function pathOfState(holder: number): string {
+  return `/proc/${holder}/fd/${numberOf(SHIM_SLOT, Role.STATE)}`;
 }
 
 function numberOf(slot: number, role: number): number {

@@ -75,11 +75,7 @@ export async function run(args: readonly string[], say: (text: string) => void):
       } else if (options.values["dry-run"]) {
         say(`${name} would hand over to this build\n`);
       } else {
-        const answer = await call(true);
-        // A host of version 1 cannot read what this build has written down, and counts what has moved as what has not.
-        const haveAllGone = answer.stayed === 0 || (await call(false)).containers === 0;
-        const stayed = haveAllGone ? 0 : answer.stayed;
-        const moved = about.containers - stayed;
+        const { moved, stayed } = await call(true);
         isAll &&= stayed === 0;
         say(`${name} has handed over ${moved}${stayed > 0 ? `, and ${stayed} have come back or stayed` : ""}\n`);
       }

@@ -8,6 +8,7 @@
 import { monotonic } from "../../ffi/clock.ts";
 import * as fds from "../../ffi/fd.ts";
 import { MemoryFile } from "../../ffi/memfd.ts";
+import { checksum } from "./checksum.ts";
 
 /** At the beginning of the file. */
 const MAGIC = new TextEncoder().encode("SHIMCAL1");
@@ -279,11 +280,4 @@ export class CallFile {
   #write(entry: Entry | undefined, field: number, value: Uint32Array<ArrayBuffer> | Uint16Array<ArrayBuffer>): void {
     if (entry !== undefined) fds.writeAt(this.fd, new Uint8Array(value.buffer), entry.at + field);
   }
-}
-
-/** FNV-1a of 32 bits. */
-function checksum(bytes: Uint8Array): number {
-  let hash = 0x811c9dc5;
-  for (const byte of bytes) hash = Math.imul(hash ^ byte, 0x01000193);
-  return hash >>> 0;
 }

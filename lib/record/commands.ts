@@ -6,6 +6,7 @@
 import { SystemError } from "../../ffi/libc.ts";
 import type { Exit, RunOptions } from "../reaper.ts";
 import type { CommandRecord } from "./record.ts";
+import { oneForEach, sameForSame } from "./same.ts";
 
 /** A command, to be known again. */
 export interface CommandOptions extends RunOptions {
@@ -168,13 +169,12 @@ export class Commands {
 
   /** What another process needs, so as not to start them again. */
   get records(): CommandRecord[] {
-    return [...this.#entries].map(({ key, scope, serial, pid, logged, status }) => ({
-      key,
-      scope,
-      serial,
-      pid,
-      logged,
-      status,
-    }));
+    return Array.from(this.#entries, (each) => this.#recorded(each)(each.serial, each.pid, each.status));
   }
+
+  readonly #recorded = oneForEach(({ key, scope, logged }: Entry) =>
+    sameForSame((serial: number, pid: number, status: number | undefined): CommandRecord => (
+      { key, scope, serial, pid, logged, status }
+    ))
+  );
 }

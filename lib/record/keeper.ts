@@ -28,7 +28,8 @@ export const Role = {
   LOG_STDOUT: 1,
   LOG_STDERR: 2,
   HOST: 3,
-  CALLS_MADE: 4,
+  STATE: 4,
+  CALLS_MADE: 5,
 } as const;
 
 /** How many roles there are. */

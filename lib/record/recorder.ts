@@ -1,41 +1,41 @@
 /** Writes down what another process needs to go on with a shim, and reads it. */
 
-import { replaceFile } from "../../ffi/replace.ts";
+import * as fds from "../../ffi/fd.ts";
+import { Errno, SystemError } from "../../ffi/libc.ts";
 import { messageOf } from "../errors.ts";
 import type { Logger } from "../log.ts";
 import type { Journal } from "../ttrpc/server.ts";
 import type { CallFile } from "./calls.ts";
-import {
-  type AnswerRecord,
-  canReadVersion,
-  decodeRecord,
-  encodeRecord,
-  RECORD_FILE,
-  type ShimRecord,
-  versionOf,
-} from "./record.ts";
-
-/** What the name of the other file ends with: see {@link replaceFile}. */
-const SPARE = ".before";
+import { Changes, recordOf } from "./changes.ts";
+import { decodeOldFile, oldVersionOf, readOldFile, removeOldFile } from "./old_file.ts";
+import { type AnswerRecord, canReadVersion, RECORD_VERSION, type ShimRecord } from "./record.ts";
+import { type Header, readHeader, type StateFile } from "./state_file.ts";
 
 /** Options of {@link Recorder}. */
 export interface RecorderOptions {
-  /** The bundle's folder. */
-  readonly folder: string;
+  /** Where it is written down. */
+  readonly file: StateFile;
+  /** The bundle, where a build before version 3 has written it down. */
+  readonly bundle: string;
   /** Where each call is noted. */
   readonly calls: CallFile;
   /** Told once when nothing can be written. */
   readonly log: Logger;
   /** See {@link Poller.afterTurn}. */
   readonly afterTurn: (callback: () => void) => void;
-  /** What is to be written down but for the answers. */
+  /** What is to be written down but for the answers: see {@link Changes} for the objects in it. */
   readonly describe: () => Omit<ShimRecord, "answers">;
 }
 
 /** The record of one shim. */
 export class Recorder implements Journal {
   readonly #options: RecorderOptions;
-  readonly #path: string;
+  /** Knows what has been written down; undefined where all is to be. */
+  #changes: Changes | undefined;
+  /** Who has written it, as that says. */
+  #host: number | undefined;
+  /** Whether there is a file of a build before version 3. */
+  #hasOldFile = false;
   /** Answers of calls that are not at their end. */
   readonly #answers = new Map<number, AnswerRecord>();
   #hasFailed = false;
@@ -43,9 +43,6 @@ export class Recorder implements Journal {
   /** Writes nothing before something has changed. */
   constructor(options: RecorderOptions) {
     this.#options = options;
-    this.#path = `${options.folder}/${RECORD_FILE}`;
-    // It has been removed, and the container with it.
-    this.#isOver = options.folder === "";
   }
 
   #isOver = false;
@@ -86,34 +83,59 @@ export class Recorder implements Journal {
   }
 
   #save(): void {
-    const { log, describe } = this.#options;
+    const { file, log, describe, bundle } = this.#options;
     try {
-      const content = encodeRecord({ ...describe(), answers: [...this.#answers.values()] });
-      replaceFile(this.#path, `${this.#path}${SPARE}`, new TextEncoder().encode(content));
+      this.#write({ ...describe(), answers: [...this.#answers.values()] });
       this.#hasFailed = false;
     } catch (error) {
-      if (this.#hasFailed) return;
-      this.#hasFailed = true;
-      // What was true before is not to be believed.
-      this.#removeFiles();
-      log.error("another process could not go on with this shim: its state cannot be written down", { error });
-    }
-  }
-
-  /** Removes what has been written down, and writes nothing more: there is nothing to go on with. */
-  remove(): void {
-    this.stop();
-    this.#removeFiles();
-  }
-
-  #removeFiles(): void {
-    for (const ending of ["", SPARE]) {
-      try {
-        Deno.removeSync(`${this.#path}${ending}`);
-      } catch {
-        // Nothing has been written, or the whole folder has been removed.
+      // What was true before is not to be believed, and next time all is to be written.
+      file.forget();
+      this.#changes = undefined;
+      if (!this.#hasFailed) {
+        log.error("another process could not go on with this shim: its state cannot be written down", { error });
       }
+      this.#hasFailed = true;
     }
+    if (this.#hasOldFile) removeOldFile(bundle);
+    this.#hasOldFile = false;
+  }
+
+  #write(record: ShimRecord): void {
+    const { file } = this.#options;
+    const owner = { host: record.host, build: BigInt(record.build) };
+    if (this.#changes === undefined) {
+      this.#changes = new Changes();
+      file.replace(this.#changes.of(record), owner);
+    } else {
+      const changed = this.#changes.of(record);
+      if (changed.size > 0 || owner.host !== this.#host) file.change(changed, owner);
+    }
+    this.#host = owner.host;
+  }
+
+  /**
+   * What another process has written down.
+   *
+   * @returns undefined when nothing has been
+   * @throws {Error} when it cannot be believed
+   */
+  read(): ShimRecord | undefined {
+    const { file, bundle } = this.#options;
+    try {
+      const content = file.read();
+      if (content !== undefined) return recordOf(content);
+      this.#hasOldFile = true;
+      const written = readOldFile(bundle);
+      this.#hasOldFile = written !== undefined;
+      return written === undefined ? undefined : decodeOldFile(written);
+    } catch (cause) {
+      throw new Error(`the shim's state cannot be believed: ${messageOf(cause)}`, { cause });
+    }
+  }
+
+  /** Whether what has been read is in a file of a build before version 3, which is removed when it has been written down here. */
+  get hasOldFile(): boolean {
+    return this.#hasOldFile;
   }
 
   /** Writes down what a call has changed, together with its answer. */
@@ -149,43 +171,50 @@ export class Recorder implements Journal {
   }
 }
 
-/** Whether this build can go on with what has been written down in a folder, as far as its version tells. */
-export function canRead(folder: string): boolean {
+/**
+ * Whether this build can go on with what has been written down, as far as its version tells.
+ *
+ * @param path leads to the file in memory, where there is one
+ * @param bundle where a build before version 3 has written
+ */
+export function canRead(path: string, bundle: string): boolean {
   try {
-    return canReadVersion(versionOf(Deno.readTextFileSync(`${folder}/${RECORD_FILE}`)));
-  } catch (error) {
-    return error instanceof Deno.errors.NotFound;
-  }
-}
-
-/** Whether a host of a build has taken over what is written down in a folder; also when nothing is there any more. */
-export function hasBeenTakenOver(folder: string, build: bigint): boolean {
-  try {
-    const record = readRecord(folder);
-    return record === undefined || record.host !== 0 && record.build === `${build}`;
+    const header = headerAt(path);
+    if (header !== undefined) return header.version === RECORD_VERSION;
+    const written = readOldFile(bundle);
+    return written === undefined || canReadVersion(oldVersionOf(written));
   } catch {
     return false;
   }
 }
 
 /**
- * What has been written down in a folder.
+ * Whether a host of a build has taken over what is written down; also when it is not there any more, nor the process that has
+ * kept it.
  *
- * @returns undefined when nothing has been
- * @throws {Error} when it cannot be believed
+ * @param path see {@link canRead}
  */
-export function readRecord(folder: string): ShimRecord | undefined {
-  if (folder === "") return undefined;
-  let text: string;
+export function hasBeenTakenOver(path: string, build: bigint): boolean {
   try {
-    text = Deno.readTextFileSync(`${folder}/${RECORD_FILE}`);
+    const header = headerAt(path);
+    return header === undefined || header.isWhole && header.host !== 0 && header.build === build;
+  } catch {
+    return false;
+  }
+}
+
+/** @throws {SystemError} */
+function headerAt(path: string): Header | undefined {
+  let fd;
+  try {
+    fd = fds.open(path, fds.O.RDONLY | fds.O.NONBLOCK);
   } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return undefined;
-    throw new Error(`the shim's state cannot be read: ${messageOf(error)}`, { cause: error });
+    if (error instanceof SystemError && error.errno === Errno.ENOENT) return undefined;
+    throw error;
   }
   try {
-    return decodeRecord(text);
-  } catch (cause) {
-    throw new Error(`the shim's state cannot be believed: ${messageOf(cause)}`, { cause });
+    return readHeader(fd);
+  } finally {
+    fds.close(fd);
   }
 }

@@ -88,9 +88,9 @@ export class ExitOrder {
     this.#options = options;
   }
 
-  /** What another process needs to go on. */
+  /** What another process needs to go on: the same objects as long as there is no other. */
   get record(): ExitOrderRecord {
-    const starting = [...this.#starts].filter((each) => each.isByContainerd).map(({ id, at }) => ({ id, at }));
+    const starting = [...this.#starts].filter((each) => each.isByContainerd);
     return { exits: this.#held.map(({ exit }) => exit), starting };
   }
 

@@ -17,6 +17,7 @@ import { messageOf } from "../errors.ts";
 import type { EventQueue } from "../events/queue.ts";
 import { INIT_SLOT, Role } from "../record/keeper.ts";
 import type { AnswerRecord, ContainerRecord } from "../record/record.ts";
+import { oneForEach } from "../record/same.ts";
 import { Runc } from "../runtime/runc.ts";
 import type { Call, Handler } from "../ttrpc/server.ts";
 import { Code, StatusError } from "../ttrpc/status.ts";
@@ -115,10 +116,14 @@ export class ShimService implements Loaded {
     const { exits, starting } = this.#order.record;
     return {
       ...record,
-      exits: exits.map(({ id, pid, status, at }) => ({ id, pid, status, at: at.getTime() })),
-      starting: starting.map(({ id, at }) => ({ id, at: at.getTime() })),
+      exits: exits.map(this.#exitRecord),
+      starting: starting.map(this.#startRecord),
     };
   }
+
+  readonly #exitRecord = oneForEach(({ id, pid, status, at }: PendingExit) => ({ id, pid, status, at: at.getTime() }));
+
+  readonly #startRecord = oneForEach(({ id, at }: Pick<PendingExit, "id" | "at">) => ({ id, at: at.getTime() }));
 
   restore(record: ContainerRecord): void {
     const runc = this.#runc(record.runtime);
@@ -303,7 +308,7 @@ export class ShimService implements Loaded {
   }
 
   #scopeOf(id: string): string {
-    return this.#container?.processes.find((each) => each.id === id)?.scope ?? "";
+    return this.#container?.find(id)?.scope ?? "";
   }
 
   /** @throws {StatusError} FAILED_PRECONDITION */

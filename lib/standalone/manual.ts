@@ -53,7 +53,6 @@ const FILES: readonly Item[] = [
     "/run/systemd/journal/socket, /dev/log",
     "Where errors and warnings go besides: to the journal, as entries of the identifier containerd-shim with the fields CONTAINER_ID, CONTAINERD_NAMESPACE, BUNDLE and SHIM_PID; where there is none, to syslog(3).",
   ],
-  ["BUNDLE/shim.state", "What the next host must know of the container."],
   ["BUNDLE/shim.dump.log", "The last dump of a shim."],
 ];
 

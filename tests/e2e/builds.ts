@@ -16,7 +16,7 @@ const BUILD_OFFSET = 64;
 /** Texts of the program that are written as others: a pattern that is there once, and what takes its place, as long. */
 export type Changes = readonly (readonly [pattern: RegExp, text: (found: string) => string])[];
 
-/** Of a build that has another version of what is written down of containers. */
+/** Of a build that has another version of what is written down of containers: two constants of lib/record/record.ts in a row. */
 export const OTHER_VERSION: Changes = [[
   new RegExp(`"shim\\.state",[\\w$]+=${RECORD_VERSION}[,;]`),
   (found) => found.replace(`=${RECORD_VERSION}`, `=${RECORD_VERSION + 1}`),

@@ -20,6 +20,7 @@ import { modes } from "./modes.ts";
 import { isHolder, processOf } from "./proc.ts";
 import { type Shim, withShim } from "./shim.ts";
 import { NOBODY } from "./stranger.ts";
+import { statePath } from "./takeover.ts";
 import { until } from "./until.ts";
 
 modes(["hosted", "alone"], "hosts are found, and asked, in another way than a shim by itself");
@@ -164,7 +165,7 @@ onlyHosted(
 onlyHosted("to inspect a shim changes nothing that is written down", () =>
   withShim({}, async (shim) => {
     await shim.run();
-    const record = `${shim.bundle}/shim.state`;
+    const record = statePath(shim);
     const written = () => ({ ...Deno.statSync(record), atime: null });
     const before = written();
     for (let i = 0; i < TRIES; i++) assertEquals((await inspectOne(shim.namespace, shim.id)).state, "running");

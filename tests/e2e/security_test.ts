@@ -116,7 +116,7 @@ function tree(folder: string): string[] {
     const path = `${folder}/${name}`;
     if (isDirectory) return [path, ...tree(path)];
     // What the shim writes of itself changes, and is where it is to be.
-    return name.startsWith("shim.state") || name === "log.json" ? [] : [`${path} ${Deno.lstatSync(path).size}`];
+    return name === "log.json" ? [] : [`${path} ${Deno.lstatSync(path).size}`];
   }).toSorted();
 }
 
@@ -174,8 +174,6 @@ const BUNDLE_FILES = [
   "init.pid",
   "other.pid",
   "other.process.json",
-  "shim.state",
-  "shim.state.before",
   "shim.dump.log",
   "criu-dump.log",
 ];

@@ -2,7 +2,6 @@
 
 import { assert, assertEquals } from "@std/assert";
 import { inEachForm, IS_OURS, onlyOursInEachForm } from "./env.ts";
-import { names } from "./leftovers.ts";
 import { modes } from "./modes.ts";
 import { isAlive, mountsBelow, processOf } from "./proc.ts";
 import { Status, withShim } from "./shim.ts";
@@ -29,8 +28,6 @@ for (const signal of ["SIGTERM", "SIGINT"] as const) {
         assertEquals((await waiting).status, 137, "who waits is not told");
         const { exit } = await shim.events.exit(shim.id);
         assertEquals([exit.pid, exit.exitStatus], [init, 137]);
-        // Nothing is gone on with from here.
-        assertEquals(names(shim.bundle).filter((each) => each.startsWith("shim.state")), []);
         // And withShim looks for the mount, runc's state and the cgroup.
       }),
   );

@@ -1,6 +1,7 @@
 /** Hosts that die, and what is to be seen of the moments in which there is none. */
 
 import { assert, assertEquals } from "@std/assert";
+import { pathOfState } from "../../lib/host/kept.ts";
 import { type Host, killHost, type Machine } from "./host.ts";
 import { processOf } from "./proc.ts";
 import type { Shim } from "./shim.ts";
@@ -16,6 +17,22 @@ export function later<T>(answer: Promise<T>): Promise<T> {
 export async function replaceHost(machine: Machine): Promise<Host> {
   const { pid } = await killHost(machine);
   return await until("there is another host", () => machine.hosts().find((each) => each.pid !== pid));
+}
+
+/** Leads to the file in memory in which a shim's state is written down, as long as its holder lives. */
+export function statePath({ pid }: Pick<Shim, "pid">): string {
+  return pathOfState(pid);
+}
+
+/** Where that file has its version, and its first entry, in bytes: lib/record/state_file.ts. */
+export const STATE_VERSION_AT = 8;
+export const STATE_FIRST = 4096;
+
+/** Writes over what is at a place of a file. */
+export async function overwrite(path: string, at: number, bytes: Uint8Array): Promise<void> {
+  using file = await Deno.open(path, { write: true });
+  await file.seek(at, Deno.SeekMode.Start);
+  assertEquals(await file.write(bytes), bytes.length);
 }
 
 /** Has the lock of a host, as if one were about to start; it says so, and lets go of it when its input ends. */

@@ -1,9 +1,13 @@
 /** A host that finds nothing written down that it can believe, and what hosts say of those before them. */
 
 import { assert, assertEquals, assertMatch } from "@std/assert";
-import { encodeRecord, RECORD_VERSION } from "../../lib/record/record.ts";
-import { readRecord } from "../../lib/record/recorder.ts";
+import * as fds from "../../ffi/fd.ts";
+import { recordOf } from "../../lib/record/changes.ts";
+import { RECORD_VERSION, type ShimRecord } from "../../lib/record/record.ts";
+import { type Header, readHeader, StateFile } from "../../lib/record/state_file.ts";
 import { Code } from "../../lib/ttrpc/status.ts";
+import { must } from "./command.ts";
+import { oldFileOf } from "../old_file.ts";
 import { Writer } from "./fifo.ts";
 import {
   assertExecs,
@@ -20,7 +24,16 @@ import {
 import { modes } from "./modes.ts";
 import { argumentsOf, isAlive, processOf } from "./proc.ts";
 import { assertStatus, SERVICE, type Shim, type ShimOptions, Status } from "./shim.ts";
-import { GatedRuntime, later, replaceHost, withoutHost } from "./takeover.ts";
+import {
+  GatedRuntime,
+  later,
+  overwrite,
+  replaceHost,
+  STATE_FIRST,
+  STATE_VERSION_AT,
+  statePath,
+  withoutHost,
+} from "./takeover.ts";
 import { until } from "./until.ts";
 import { RawConnection } from "./wire.ts";
 
@@ -42,58 +55,57 @@ interface Damage {
   readonly name: string;
   readonly change: (path: string) => Promise<unknown> | void;
   readonly said: RegExp;
-  /** Whether there is something that no file can take the place of. */
-  readonly isFolder?: boolean;
 }
 
-/** Writes something else than what is there. */
-async function rewrite(path: string, change: (text: string) => string): Promise<void> {
-  await Deno.writeTextFile(path, change(await Deno.readTextFile(path)));
+/** Gives what a function does with the file in which a shim's state is written down. */
+function withState<T>(path: string, use: (fd: number) => T): T {
+  const fd = fds.open(path, fds.O.RDWR);
+  try {
+    return use(fd);
+  } finally {
+    fds.close(fd);
+  }
 }
 
-const UNKNOWN = 'level=error msg="shim.state cannot be believed: what was being done is not known"';
+/** What is written down of a shim. */
+function writtenOf(path: string): ShimRecord {
+  return withState(path, (fd) => recordOf(StateFile.of(fd).read()!));
+}
+
+function headerOf(path: string): Header {
+  return withState(path, (fd) => readHeader(fd)!);
+}
+
+const UNKNOWN = 'level=error msg="the saved state is invalid: what was being done is not known"';
 
 const DAMAGES: readonly Damage[] = [
   {
     name: "has been cut off",
-    change: (path) => rewrite(path, (text) => text.slice(0, text.length / 2)),
+    change: (path) => withState(path, (fd) => fds.truncate(fd, headerOf(path).start + 100)),
     said: new RegExp(`${UNKNOWN}.*cannot be believed: it is not whole`),
   },
   {
     name: "is empty",
-    change: (path) => Deno.truncate(path),
-    said: new RegExp(`${UNKNOWN}.*cannot be believed: it is not whole`),
+    change: (path) => withState(path, (fd) => fds.truncate(fd, 0)),
+    said: /level=warning msg="the container goes on as far as the OCI runtime knows it/,
   },
   {
     name: "has been changed",
-    change: (path) => rewrite(path, (text) => text.replace(/"pid":(\d)/, (_, digit) => `"pid":${9 - digit}`)),
+    change: (path) => overwrite(path, headerOf(path).start + 100, new Uint8Array(1)),
     said: new RegExp(`${UNKNOWN}.*cannot be believed: it is not what was written`),
   },
   {
     name: "is of another version",
-    change: (path) => rewrite(path, (text) => text.replace(`shim ${RECORD_VERSION} `, "shim 4711 ")),
+    change: (path) => overwrite(path, STATE_VERSION_AT, new Uint8Array(new Uint32Array([4711]).buffer)),
     said: new RegExp(
       `${UNKNOWN}.*cannot be believed: it is of version 4711, and this shim reads versions up to ${RECORD_VERSION}`,
     ),
   },
   {
     name: "is of another kind",
-    change: (path) => rewrite(path, () => encodeRecord({ container: {} } as never)),
+    change: (path) =>
+      withState(path, (fd) => StateFile.of(fd).replace(new Map([["container", "{}"]]), { host: 1, build: 1n })),
     said: new RegExp(`${UNKNOWN}.*cannot be believed: the record`),
-  },
-  {
-    name: "is a folder",
-    change: async (path) => {
-      await Deno.remove(path);
-      await Deno.mkdir(path);
-    },
-    said: new RegExp(`${UNKNOWN}.*cannot be read`),
-    isFolder: true,
-  },
-  {
-    name: "is not there",
-    change: (path) => Deno.remove(path),
-    said: /level=warning msg="the container goes on as far as the OCI runtime knows it/,
   },
 ];
 
@@ -115,7 +127,7 @@ async function lineOf(log: { line(): Promise<string> }, expected: RegExp): Promi
 /** Prints as often as it is told to, and on. */
 const ECHOING = ["sh", "-c", 'trap "echo told" USR1; echo ready; while :; do sleep 0.02; done'];
 
-for (const { name, change, said, isFolder = false } of DAMAGES) {
+for (const { name, change, said } of DAMAGES) {
   onlyHosted(
     `where what is written down ${name}, the container goes on as far as it is known`,
     () =>
@@ -128,7 +140,7 @@ for (const { name, change, said, isFolder = false } of DAMAGES) {
         const exec = await shim.startProcess("e");
         const waiting = later(shim.wait());
         await shim.shimPid();
-        await replaceHostAfter(machine, () => change(`${shim.bundle}/shim.state`));
+        await replaceHostAfter(machine, () => change(statePath(shim)));
 
         const { status, pid } = await shim.state();
         assertEquals([status, pid], [Status.RUNNING, init]);
@@ -141,7 +153,7 @@ for (const { name, change, said, isFolder = false } of DAMAGES) {
         // What is written down now is whole.
         await replaceHost(machine);
         assertEquals((await shim.state()).pid, init);
-        if (!isFolder) assertEquals(readRecord(shim.bundle)?.container?.init.pid, init);
+        assertEquals(writtenOf(statePath(shim)).container?.init.pid, init);
 
         await shim.kill(9);
         const exit = await waiting;
@@ -155,7 +167,7 @@ for (const { name, change, said, isFolder = false } of DAMAGES) {
 
 /** Has a host find nothing that it can believe. */
 function spoil(shim: Shim): Promise<void> {
-  return Deno.truncate(`${shim.bundle}/shim.state`);
+  return overwrite(statePath(shim), 0, new TextEncoder().encode("nonsense"));
 }
 
 onlyHosted(
@@ -261,7 +273,7 @@ onlyHosted(
   "where nothing can be believed, and there has been no container, one is created",
   () =>
     withNamed({}, async (shim, machine) => {
-      await replaceHostAfter(machine, () => Deno.writeTextFile(`${shim.bundle}/shim.state`, "nonsense"));
+      await replaceHostAfter(machine, () => spoil(shim));
       await assertStatus(shim.state(), Code.NOT_FOUND, `process ${shim.id} does not exist`);
       await shim.run();
       await assertExecs(shim, "e");
@@ -301,58 +313,56 @@ onlyHosted(
     }),
 );
 
-/** What is written anew before it takes the place of what is written down: lib/record/recorder.ts. */
-const SPARE = "shim.state.before";
-
-/** Where a shim would write that takes no folder for the root. */
-const STRAY_RECORD = "/shim.state";
-
 onlyHosted(
-  "a shim whose folder has been removed, after its container, goes on in another host, and writes nowhere",
+  "a shim whose folder has been removed, after its container, goes on in another host",
   () =>
     withHosted({ endsItself: true, args: ["sh", "-c", "exit 7"] }, async (shim, machine) => {
-      await Deno.remove(STRAY_RECORD).catch(() => {});
       const log = await shim.read(`${shim.workdir}/shim.stdout.log`);
       await shim.run();
       await shim.wait();
       await shim.delete();
       // As containerd does, and kills the shim then.
       await Deno.remove(shim.bundle, { recursive: true });
-      for (let i = 0; i < 2; i++) {
+      for (const times of [1, 2]) {
         const { pid } = machine.host();
         await replaceHost(machine);
         assertEquals(await shim.shimPid(), shim.pid);
         await assertStatus(shim.state(), Code.NOT_FOUND, `process ${shim.id} does not exist`);
-        // Everything is written down after that.
-        await lineOf(log, new RegExp(`the host of this shim has died.* host=(${pid}|unknown) `));
+        await lineOf(log, new RegExp(`the host of this shim has died.* host=${pid} .*times=${times}`));
       }
-      const isThere = await Deno.lstat(STRAY_RECORD).then(() => true, () => false);
-      await Deno.remove(STRAY_RECORD).catch(() => {});
       assertEquals(await shim.end("SIGTERM"), 0);
-      assert(!isThere, `${STRAY_RECORD} has been written`);
     }),
 );
 
+/** Has a process write no file that is larger: EFBIG, for its SIGXFSZ is blocked. */
+async function limitFiles(pid: number, size: number | "unlimited"): Promise<void> {
+  await must(["prlimit", "--pid", `${pid}`, `--fsize=${size}:unlimited`]);
+}
+
 onlyHosted(
-  "where nothing can be written down any more, what was before is not believed",
+  "where nothing can be written down any more, what was before is not believed, and it can be again",
   () =>
     withNamed({}, async (shim, machine) => {
       const log = await shim.read(`${shim.workdir}/shim.stdout.log`);
       const init = await shim.create();
-      // As if the disk were full.
-      for (const { name } of Deno.readDirSync(shim.bundle)) {
-        if (name.startsWith("shim.state.")) await Deno.remove(`${shim.bundle}/${name}`);
-      }
-      await Deno.mkdir(`${shim.bundle}/${SPARE}`);
+      await limitFiles(machine.host().pid, STATE_FIRST);
       await shim.startProcess();
+      await lineOf(log, /its state cannot be written down.*file too large/i);
+      await replaceHost(machine);
+      // It has been started, and is not as it was written down before that.
+      const { status, pid } = await shim.state();
+      assertEquals([status, pid], [Status.RUNNING, init]);
+
+      await limitFiles(machine.host().pid, STATE_FIRST);
+      await shim.pause();
       await lineOf(log, /its state cannot be written down/);
-      for (let i = 0; i < 2; i++) {
-        await replaceHost(machine);
-        const { status, pid } = await shim.state();
-        assertEquals([status, pid], [Status.RUNNING, init]);
-      }
-      await assertExecs(shim, "e");
-      await Deno.remove(`${shim.bundle}/${SPARE}`);
+      await limitFiles(machine.host().pid, "unlimited");
+      await shim.resume();
+      await shim.exec("e", ["true"]);
+      await replaceHost(machine);
+      assertEquals((await shim.state("e")).status, Status.CREATED);
+      await shim.deleteProcess("e");
+      await assertExecs(shim, "e2");
       await endContainer(shim);
     }),
 );
@@ -457,19 +467,102 @@ onlyHosted(
 );
 
 onlyHosted(
-  "what is written down of a shim is removed at its end, and is for its user alone",
+  "what a host of a build before version 3 has written in the bundle is gone on with, and removed",
+  () =>
+    withNamed({ args: ECHOING }, async (shim, machine) => {
+      const { stdout, pid: init } = await shim.createWithFifos();
+      await shim.startProcess();
+      assertEquals(await stdout.line(), "ready\n");
+      await shim.exec("e", ["sleep", "1000"]);
+      await shim.exec("registered", ["sh", "-c", "exit 7"]);
+      const exec = await shim.startProcess("e");
+      const waiting = later(shim.wait("e"));
+      await shim.shimPid();
+      const files = ["shim.state", "shim.state.before"].map((each) => `${shim.bundle}/${each}`);
+      await replaceHostAfter(machine, async () => {
+        const record = writtenOf(statePath(shim));
+        withState(statePath(shim), (fd) => fds.truncate(fd, 0));
+        await Deno.writeTextFile(files[0]!, oldFileOf(record));
+        await Deno.writeTextFile(files[1]!, "what was before");
+      });
+      for (let i = 0; i < 2; i++) {
+        assertEquals([(await shim.state()).pid, (await shim.state("e")).pid], [init, exec]);
+        await until("the files are removed", () => !files.some(exists));
+        await replaceHost(machine);
+      }
+      Deno.kill(init, "SIGUSR1");
+      assertEquals(await stdout.line(), "told\n");
+      await shim.startProcess("registered");
+      assertEquals((await shim.wait("registered")).status, 7);
+      await shim.kill(9, { id: "e" });
+      assertEquals((await waiting).status, 137);
+      await endContainer(shim);
+    }),
+);
+
+function exists(path: string): boolean {
+  try {
+    Deno.lstatSync(path);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+onlyHosted(
+  "what is written down of a shim is no file of its bundle",
   () =>
     withHosted({ endsItself: true }, async (shim, machine) => {
-      const path = `${shim.bundle}/shim.state`;
+      const files = () =>
+        [...Deno.readDirSync(shim.bundle)].map(({ name }) => name).filter((each) => /state/.test(each));
       await shim.run();
-      assertEquals(Deno.statSync(path).mode! & 0o7777, 0o600);
       await replaceHost(machine);
       await shim.state();
+      assertEquals(files(), []);
       await endContainer(shim);
       assertEquals(await shim.end("SIGTERM"), 0);
-      const left = [...Deno.readDirSync(shim.bundle)].map(({ name }) => name).filter((each) =>
-        each.startsWith("shim.state")
-      );
-      assertEquals(left, []);
+      assertEquals(files(), []);
+    }),
+);
+
+/** How many execs a container is to have registered, and how many are registered at a time. */
+const MANY_EXECS = 2000;
+const AT_ONCE = 200;
+
+/** How many bytes are written down of a shim while something is done: not so much that the file is compacted. */
+async function bytesWritten(shim: Shim, run: () => Promise<unknown>): Promise<number> {
+  const before = headerOf(statePath(shim));
+  await run();
+  const after = headerOf(statePath(shim));
+  assertEquals(after.start, before.start, "it has been compacted");
+  return after.end - before.end;
+}
+
+onlyHosted(
+  "with 2,000 execs registered, what is written down of another is as much as with none, and all are there in the next host",
+  () =>
+    withNamed({}, async (shim, machine) => {
+      await shim.run();
+      const life = (id: string) =>
+        bytesWritten(shim, async () => {
+          await shim.exec(id, ["true"]);
+          await shim.startProcess(id);
+          await shim.wait(id);
+          await shim.deleteProcess(id);
+        });
+      const alone = await life("x0000");
+      for (let i = 0; i < MANY_EXECS; i += AT_ONCE) {
+        await Promise.all(Array.from({ length: AT_ONCE }, (_, j) => shim.exec(`e${i + j}`, ["true"])));
+      }
+      const among = await life("x0001");
+      // All execs would be hundreds of KB. How often something is written down depends on what falls together.
+      assert(among < 2 * alone, `${among} bytes, ${alone} alone`);
+      assertEquals(writtenOf(statePath(shim)).container?.execs.length, MANY_EXECS);
+
+      await replaceHost(machine);
+      assertEquals((await shim.state(`e${MANY_EXECS - 1}`)).status, Status.CREATED);
+      await shim.startProcess("e0");
+      assertEquals((await shim.wait("e0")).status, 0);
+      await endContainer(shim);
     }),
 );

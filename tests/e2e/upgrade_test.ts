@@ -3,6 +3,7 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { containerd as api } from "../../lib/api/mod.js";
 import { ttrpc } from "../../lib/api/ttrpc.js";
+import { RECORD_VERSION } from "../../lib/record/record.ts";
 import { Builds, FAILING, HEEDLESS, hostPaths, Locks, OTHER_VERSION, upgrade } from "./builds.ts";
 import { must } from "./command.ts";
 import { type Form, OUR_EXECUTABLE } from "./env.ts";
@@ -30,6 +31,7 @@ import { numbered } from "./numbered.ts";
 import { Log, Printed } from "./printing.ts";
 import { isAlive, processOf } from "./proc.ts";
 import { askPid, type Exit, SERVICE, type Shim, type ShimOptions, Status, withShim } from "./shim.ts";
+import { statePath } from "./takeover.ts";
 import { PATIENCE_MS, until } from "./until.ts";
 import { encodeFrame, RawConnection, REQUEST } from "./wire.ts";
 
@@ -275,7 +277,8 @@ onlyHosted(
       for (const shim of shims) await shim.run();
       const hosts = machine.hosts();
       const { pid } = machine.host();
-      const states = shims.map(({ bundle }) => Deno.readTextFileSync(`${bundle}/shim.state`));
+      const written = () => shims.map((shim) => Deno.readFileSync(statePath(shim)));
+      const states = written();
       for (const flag of ["--dry-run", "-dry-run"]) {
         assertEquals(await upgrade(machine, await newBuild(), flag), {
           code: 0,
@@ -289,7 +292,7 @@ onlyHosted(
         });
       }
       assertEquals(machine.hosts(), hosts);
-      assertEquals(shims.map(({ bundle }) => Deno.readTextFileSync(`${bundle}/shim.state`)), states);
+      assertEquals(written(), states);
       for (const shim of shims) await assertExecs(shim, "e");
     }),
 );
@@ -384,8 +387,8 @@ onlyHosted(
       for (const flags of [["--dry-run"], []]) {
         assertEquals(await upgrade(machine, other, ...flags), {
           code: 1,
-          said: `host ${hosts[0]!.pid} with 2 containers stays: it writes version 2 of its containers' states, ` +
-            "and this build reads versions up to 3\n",
+          said: `host ${hosts[0]!.pid} with 2 containers stays: it writes version ${RECORD_VERSION} of its ` +
+            `containers' states, and this build reads versions up to ${RECORD_VERSION + 1}\n`,
         });
       }
       assertEquals(machine.hosts(), hosts);
@@ -903,28 +906,28 @@ onlyHosted(
         { prefix: machine.prefix, endsItself: true },
         (dying) =>
           withShim({ prefix: machine.prefix }, async (shim) => {
-            for (const each of [dying, shim]) await each.run();
+            const runtime = await dying.makeProgram("slow", slowRuntime(dying.folder, "kill"));
+            await dying.run({}, { runtime });
+            await shim.run();
             const old = assertHost(machine, OLD, 2);
-            // The host that writes down the state of the first is kept at that until there is a reader.
-            const spare = `${dying.bundle}/shim.state.before`;
-            await Deno.remove(spare);
-            await must(["mkfifo", spare]);
+            // The host waits for this call before it sends the first away.
+            const killed = dying.kill(9);
+            killed.catch(() => {});
+            await until("kill has begun", () => Deno.statSync(`${dying.folder}/begun`).isFile);
             const upgrading = upgrade(machine, await newBuild());
             upgrading.catch(() => {});
-            await until(
-              "the host writes",
-              () => Deno.readTextFileSync(`/proc/${old.pid}/wchan`) === "wait_for_partner",
-            );
+            await until("the other has left", () =>
+              machine.hosts().some(({ pid, size }) => pid === old.pid && size === 1));
             dying.signal("SIGKILL");
             await dying.status;
-            // It cannot be written to as a file can: that is said, and nothing else comes of it.
-            assertEquals(await Deno.readTextFile(spare), "");
+            await Deno.writeTextFile(`${dying.folder}/go`, "");
 
             const { said } = await upgrading;
             assertMatch(said, new RegExp(`^host ${old.pid} with 2 containers has handed over `));
             await assertExecs(shim, "later");
             // Whether the dead one has stayed may be a question: that it is nobody's any more is none.
-            await until("the old host has ended", () => !isAlive(old.pid), LINGER_MS + PATIENCE_MS);
+            await until("the old host has ended", () =>
+              !isAlive(old.pid), LINGER_MS + PATIENCE_MS);
             assertHost(machine, await newBuild(), 1);
             await must(["runc", "--root", `${RUNC_ROOT}/${dying.namespace}`, "delete", "--force", dying.id]);
           }),

@@ -37,7 +37,7 @@ const QUIET_MS = 1500;
 
 /** Names of files that containerd has in a bundle, and what there may be in it besides, which comes and goes. */
 const OF_CONTAINERD = ["address", "shim.pid"];
-const COMING_AND_GOING = ["log.json", "shim.state", "shim.state.before"];
+const COMING_AND_GOING = ["log.json"];
 
 /** What a shim uses at a time. */
 export interface Usage {

@@ -1,18 +1,15 @@
 /** What is written down of a shim: only what is whole, unchanged and of the right shape is believed. */
 
-import { assertEquals, assertMatch, assertThrows } from "@std/assert";
+import { assert, assertEquals, assertMatch, assertThrows } from "@std/assert";
 import type { Logger } from "../../lib/log.ts";
 import { CallFile } from "../../lib/record/calls.ts";
-import {
-  decodeRecord,
-  encodeRecord,
-  type ProcessRecord,
-  RECORD_VERSION,
-  type ShimRecord,
-  versionOf,
-} from "../../lib/record/record.ts";
-import { canRead, readRecord, Recorder } from "../../lib/record/recorder.ts";
+import { Changes, recordOf } from "../../lib/record/changes.ts";
+import { decodeOldFile, oldVersionOf } from "../../lib/record/old_file.ts";
+import { checkedRecord, type ProcessRecord, RECORD_VERSION, type ShimRecord } from "../../lib/record/record.ts";
+import { canRead, hasBeenTakenOver, Recorder } from "../../lib/record/recorder.ts";
+import { StateFile } from "../../lib/record/state_file.ts";
 import * as fds from "../../ffi/fd.ts";
+import { oldFileOf } from "../old_file.ts";
 
 const PROCESS: ProcessRecord = {
   stdio: { stdin: "/f/0", stdout: "binary:///bin/logger?a=b", stderr: "", terminal: false },
@@ -98,9 +95,14 @@ const FREE = ["spec"];
 
 type Json = Record<string, unknown>;
 
+/** A record, as it is read when it has been written as JSON. */
+function readBack(value: unknown): ShimRecord {
+  return checkedRecord(JSON.parse(JSON.stringify(value)));
+}
+
 /** Fails unless something that has the right checksum is refused, with a sentence that says where it is wrong. */
 function assertRefused(value: unknown, message: RegExp): void {
-  const { message: actual } = assertThrows(() => decodeRecord(encodeRecord(value as ShimRecord)), Error);
+  const { message: actual } = assertThrows(() => readBack(value), Error);
   assertMatch(actual, message);
 }
 
@@ -138,71 +140,64 @@ function isOptional({ path, name }: Field): boolean {
 }
 
 Deno.test("a record is read as it was written", () => {
-  for (const record of [FULL, EMPTY]) assertEquals(decodeRecord(encodeRecord(record)), record);
+  for (const record of [FULL, EMPTY]) assertEquals(readBack(record), record);
 });
 
-Deno.test("a record is one line that tells its version, and one of JSON", () => {
-  const [head, body, ...rest] = encodeRecord(FULL).split("\n");
-  assertMatch(head!, new RegExp(`^containerd-shim ${RECORD_VERSION} \\d+ [0-9a-f]+$`));
-  assertEquals(JSON.parse(body!), JSON.parse(JSON.stringify(FULL)));
-  assertEquals(rest, [""]);
-});
-
-Deno.test("a record that is cut off anywhere is refused", () => {
-  const bytes = new TextEncoder().encode(encodeRecord(FULL));
+Deno.test("a file of a build before version 3 that is cut off anywhere is refused", () => {
+  const bytes = new TextEncoder().encode(oldFileOf(FULL));
+  assertEquals(decodeOldFile(new TextDecoder().decode(bytes)), FULL);
   for (let length = 0; length < bytes.length; length++) {
     const cut = new TextDecoder().decode(bytes.subarray(0, length));
-    assertThrows(() => decodeRecord(cut), Error, undefined, `${length} bytes of ${bytes.length}`);
+    assertThrows(() => decodeOldFile(cut), Error, undefined, `${length} bytes of ${bytes.length}`);
   }
 });
 
-Deno.test("a record with something behind it is refused", () => {
-  const text = encodeRecord(FULL);
-  for (const more of ["\n", "x", "x\n", text]) assertThrows(() => decodeRecord(text + more), Error);
+Deno.test("a file of a build before version 3 with something behind it is refused", () => {
+  const text = oldFileOf(FULL);
+  for (const more of ["\n", "x", "x\n", text]) assertThrows(() => decodeOldFile(text + more), Error);
 });
 
-Deno.test("a record in which any one character is another is refused", () => {
-  const text = encodeRecord(FULL);
+Deno.test("a file of a build before version 3 in which any one character is another is refused", () => {
+  const text = oldFileOf(EMPTY);
   for (let i = 0; i < text.length; i++) {
     const code = text.charCodeAt(i);
-    // One bit, a digit, white space, and what begins or ends something in JSON.
+    // One bit, a digit, white space, and what begins or ends something in JSON. Version 1 has the same form.
     const others = [code ^ 1, code ^ 0x20, ...'09 \n",}'.split("").map((each) => each.charCodeAt(0))];
     for (const other of others.filter((each) => each !== code)) {
       const changed = text.slice(0, i) + String.fromCharCode(other) + text.slice(i + 1);
-      assertThrows(() => decodeRecord(changed), Error, undefined, `character ${i} became ${other}`);
+      if (oldVersionOf(changed) === RECORD_VERSION) continue;
+      assertThrows(() => decodeOldFile(changed), Error, undefined, `character ${i} became ${other}`);
     }
   }
 });
 
-Deno.test("two records in each other's place are refused", () => {
-  const [head, body] = [encodeRecord(FULL), encodeRecord(EMPTY)].map((each, i) => each.split("\n")[i]);
-  assertThrows(() => decodeRecord(`${head}\n${body}\n`), Error, "it is not what was written");
+Deno.test("two such files in each other's place are refused", () => {
+  const [head, body] = [oldFileOf(FULL), oldFileOf(EMPTY)].map((each, i) => each.split("\n")[i]);
+  assertThrows(() => decodeOldFile(`${head}\n${body}\n`), Error, "it is not what was written");
 });
 
-Deno.test("a record of another version is refused with a sentence that names both", () => {
-  const text = encodeRecord(FULL).replace(`shim ${RECORD_VERSION} `, "shim 4711 ");
+Deno.test("such a file of another version is refused with a sentence that names both", () => {
+  const text = oldFileOf(FULL, 4711);
   assertThrows(
-    () => decodeRecord(text),
+    () => decodeOldFile(text),
     Error,
     `it is of version 4711, and this shim reads versions up to ${RECORD_VERSION}`,
   );
-  assertEquals(versionOf(text), 4711);
-  assertEquals(versionOf(encodeRecord(FULL)), RECORD_VERSION);
+  assertEquals(oldVersionOf(text), 4711);
   for (const other of ["", "containerd-shim", "containerd-shim x ", " containerd-shim 1 "]) {
-    assertEquals(versionOf(other), undefined);
+    assertEquals(oldVersionOf(other), undefined);
   }
 });
 
-Deno.test("a record of the version before, which has less in it, is read", () => {
+Deno.test("such a file of version 1, which has less in it, is read", () => {
   const container = { ...FULL.container!, exits: undefined, starting: undefined };
   const record = { ...FULL, container, lastError: undefined, lastWarning: undefined };
-  const text = encodeRecord(record).replace(`shim ${RECORD_VERSION} `, "shim 1 ");
-  assertEquals(decodeRecord(text), record);
+  assertEquals(decodeOldFile(oldFileOf(record, 1)), record);
 });
 
 Deno.test("what is no record is refused", () => {
   for (const text of ["", "\n", "{}", "null\n", "containerd-shim 1 2 0\n{}\n", "\0".repeat(4096)]) {
-    assertThrows(() => decodeRecord(text), Error);
+    assertThrows(() => decodeOldFile(text), Error);
   }
   for (const value of [null, [], [FULL], 7, "text", true]) assertRefused(value, /^the record is not an object$/);
 });
@@ -210,7 +205,7 @@ Deno.test("what is no record is refused", () => {
 Deno.test("a record without one of its fields is refused, but for those that may be missing", () => {
   for (const field of FIELDS) {
     const without = field.with(undefined);
-    if (isOptional(field)) assertEquals<unknown>(decodeRecord(encodeRecord(without as ShimRecord)), without);
+    if (isOptional(field)) assertEquals<unknown>(readBack(without), without);
     else assertRefused(without, new RegExp(`^${quoted(field.path)}.* is not `));
   }
 });
@@ -297,30 +292,41 @@ function logOf(lines: string[]): Logger {
   return { debug: say, info: say, warn: say, error: say } as unknown as Logger;
 }
 
-/** A recorder of a folder. What it says, and its file of calls, are there too. */
-function recorderOf(folder: string, describe: () => Omit<ShimRecord, "answers">) {
+/** Where a file in memory has its version, in bytes: lib/record/state_file.ts. */
+const VERSION_AT = 8;
+
+/** What is written by a test's recorder, unless it says otherwise. */
+const OWN_PID = 4700;
+
+/** A recorder whose bundle is a folder. Its files, and what it says, are there too. */
+function recorderOf(bundle: string, describe: () => Omit<ShimRecord, "answers">, from?: number) {
   const lines: string[] = [];
   const calls = CallFile.create();
-  const recorder = new Recorder({ folder, calls, log: logOf(lines), afterTurn: () => {}, describe });
-  return { recorder, calls, lines, [Symbol.dispose]: () => fds.close(calls.fd) };
+  const file = from === undefined ? StateFile.create() : StateFile.of(fds.duplicate(from));
+  const recorder = new Recorder({ file, bundle, calls, log: logOf(lines), afterTurn: () => {}, describe });
+  const path = `/proc/self/fd/${file.fd}`;
+  return { recorder, file, path, calls, lines, [Symbol.dispose]: () => [calls.fd, file.fd].forEach(fds.close) };
 }
 
-Deno.test("what is saved is there as a whole, for its user alone, and removed for good when it is not needed", () =>
+/** What another process would find. */
+function found({ file }: { readonly file: StateFile }): ShimRecord | undefined {
+  const content = StateFile.of(file.fd).read();
+  return content && recordOf(content);
+}
+
+Deno.test("what is saved is there as a whole, and nothing of it in the bundle", () =>
   withFolder((folder) => {
     using made = recorderOf(folder, () => FULL);
+    assertEquals(found(made), undefined);
     made.recorder.save();
-    assertEquals(readRecord(folder), { ...FULL, answers: [] });
-    assertEquals(Deno.statSync(`${folder}/shim.state`).mode! & 0o7777, 0o600);
-    assertEquals(Array.from(Deno.readDirSync(folder), ({ name }) => name), ["shim.state"]);
-    made.recorder.remove();
-    assertEquals(readRecord(folder), undefined);
+    assertEquals(found(made), { ...FULL, answers: [] });
+    assertEquals([...Deno.readDirSync(folder)], []);
     // What is told when all has been written down is told nevertheless.
+    made.recorder.stop();
     let saved = 0;
     made.recorder.saveAfterTurn(() => saved++);
     made.recorder.save();
-    assertEquals([saved, readRecord(folder)], [1, undefined]);
-    made.recorder.remove();
-    assertEquals(made.lines, []);
+    assertEquals([saved, made.lines], [1, []]);
   }));
 
 Deno.test("an answer is written down with what its call has changed, until the call is at its end", () =>
@@ -331,12 +337,12 @@ Deno.test("an answer is written down with what its call has changed, until the c
     const answer = { payload: "AQID", code: 0, message: "" };
     recorder.commit(call, answer);
     recorder.commit(undefined, { ...answer, code: 5 });
-    assertEquals(readRecord(folder)?.answers, [{ call, ...answer }]);
+    assertEquals(found(made)?.answers, [{ call, ...answer }]);
     assertEquals(recorder.answerOf(call), { call, ...answer });
     assertEquals(recorder.answerOf(undefined), undefined);
     recorder.end(call);
     recorder.save();
-    assertEquals(readRecord(folder)?.answers, []);
+    assertEquals(found(made)?.answers, []);
 
     // Another process's calls have other numbers than those whose answers are known.
     recorder.inherit(FULL.answers);
@@ -350,43 +356,175 @@ Deno.test("a recorder that has been stopped leaves what another process has writ
     const { recorder, calls } = made;
     const call = recorder.begin(2, 1, new Uint8Array(3));
     recorder.stop();
-    Deno.writeTextFileSync(`${folder}/shim.state`, encodeRecord(FULL));
+    using other = recorderOf(folder, () => FULL, made.file.fd);
+    other.recorder.save();
     recorder.save();
     recorder.commit(call, { payload: "", code: 0, message: "" });
     recorder.answered(call);
     recorder.end(call);
-    assertEquals(readRecord(folder), FULL);
+    assertEquals(found(made), { ...FULL, answers: [] });
     assertEquals(CallFile.open(calls.fd).calls.map(({ id, isAnswered }) => [id, isAnswered]), [[call, false]]);
   }));
 
-Deno.test("where nothing can be written down, that is said once, until it could be again", () =>
+Deno.test("where nothing can be written down, that is said once, until it could be again, and nothing is found", () =>
   withFolder((folder) => {
-    using made = recorderOf(`${folder}/later`, () => EMPTY);
-    const { recorder, lines } = made;
+    using made = recorderOf(folder, () => EMPTY);
+    const { recorder, lines, file } = made;
     recorder.save();
+    // Nothing can be written to it, but for its beginning.
+    const fails = { value: false };
+    using _limit = failingWrites(file, fails);
+    fails.value = true;
+    for (let i = 0; i < 2; i++) {
+      recorder.commit(recorder.begin(2, 1, new Uint8Array(3)), { payload: "", code: i, message: "" });
+      assertEquals([lines.length, found(made)], [1, undefined]);
+    }
+    fails.value = false;
     recorder.save();
-    assertEquals(lines.length, 1);
-    Deno.mkdirSync(`${folder}/later`);
-    recorder.save();
-    assertEquals(readRecord(`${folder}/later`), EMPTY);
-    Deno.removeSync(`${folder}/later`, { recursive: true });
-    recorder.save();
+    assertEquals(found(made)?.answers.length, 2);
+    fails.value = true;
+    recorder.commit(recorder.begin(2, 1, new Uint8Array(3)), { payload: "", code: 3, message: "" });
     assertEquals(lines.length, 2);
+  }));
+
+/** Has the methods of a file that write fail, as long as that is wanted. */
+function failingWrites(file: StateFile, fails: { value: boolean }): Disposable {
+  for (const name of ["replace", "change"] as const) {
+    const write = file[name].bind(file);
+    file[name] = (...args) => {
+      if (fails.value) throw new Error("no room");
+      write(...args);
+    };
+  }
+  return { [Symbol.dispose]: () => fails.value = false };
+}
+
+Deno.test("a file of a build before version 3 is gone on with, and removed when all is written down", () =>
+  withFolder((folder) => {
+    for (const version of [1, 2]) {
+      const path = `${folder}/shim.state`;
+      Deno.writeTextFileSync(path, oldFileOf(FULL, version));
+      Deno.writeTextFileSync(`${path}.before`, oldFileOf(EMPTY, version));
+      using made = recorderOf(folder, () => EMPTY);
+      assertEquals(canRead(made.path, folder), true);
+      assertEquals([made.recorder.read(), made.recorder.hasOldFile], [FULL, true]);
+      // It is there until then.
+      assertEquals(Deno.readTextFileSync(path), oldFileOf(FULL, version));
+      made.recorder.save();
+      assertEquals([...Deno.readDirSync(folder)], []);
+      assertEquals([found(made), made.recorder.hasOldFile], [EMPTY, false]);
+    }
+  }));
+
+Deno.test("a file of a build before version 3 is not looked at where there is something newer", () =>
+  withFolder((folder) => {
+    using made = recorderOf(folder, () => FULL);
+    made.recorder.save();
+    Deno.writeTextFileSync(`${folder}/shim.state`, oldFileOf(EMPTY, 4711));
+    using next = recorderOf(folder, () => FULL, made.file.fd);
+    assertEquals([next.recorder.read(), canRead(made.path, folder)], [{ ...FULL, answers: [] }, true]);
   }));
 
 Deno.test("what cannot be read, or believed, is told from what is not there", () =>
   withFolder((folder) => {
     const path = `${folder}/shim.state`;
-    assertEquals([readRecord(folder), canRead(folder)], [undefined, true]);
-    Deno.writeTextFileSync(path, encodeRecord(FULL));
-    assertEquals([readRecord(folder), canRead(folder)], [FULL, true]);
-    Deno.writeTextFileSync(path, encodeRecord(FULL).slice(0, -1));
-    assertThrows(() => readRecord(folder), Error, "the shim's state cannot be believed: it is not whole");
-    Deno.writeTextFileSync(path, encodeRecord(FULL).replace(`shim ${RECORD_VERSION} `, "shim 4711 "));
-    assertThrows(() => readRecord(folder), Error, "the shim's state cannot be believed: it is of version 4711");
-    assertEquals(canRead(folder), false);
+    using made = recorderOf(folder, () => FULL);
+    const { recorder } = made;
+    assertEquals([recorder.read(), canRead(made.path, folder)], [undefined, true]);
+    assertEquals([canRead(`${folder}/none`, folder), hasBeenTakenOver(`${folder}/none`, 7n)], [true, true]);
+    Deno.writeTextFileSync(path, oldFileOf(FULL).slice(0, -1));
+    assertThrows(() => recorder.read(), Error, "the shim's state cannot be believed: it is not whole");
+    Deno.writeTextFileSync(path, oldFileOf(FULL, 4711));
+    assertThrows(() => recorder.read(), Error, "the shim's state cannot be believed: it is of version 4711");
+    assertEquals(canRead(made.path, folder), false);
     Deno.removeSync(path);
     Deno.mkdirSync(path);
-    assertThrows(() => readRecord(folder), Error, "the shim's state cannot be read");
-    assertEquals(canRead(folder), false);
+    assertThrows(() => recorder.read(), Error, "the shim's state cannot be read");
+    assertEquals(canRead(made.path, folder), false);
+    Deno.removeSync(path);
+    recorder.save();
+    assertEquals(canRead(made.path, folder), true);
+    for (const version of [1, 2, RECORD_VERSION + 1]) {
+      fds.writeAt(made.file.fd, new Uint8Array([version]), VERSION_AT);
+      assertThrows(() => recorder.read(), Error, `it is of version ${version}, and this shim reads versions up to`);
+      assertEquals(canRead(made.path, folder), false);
+    }
   }));
+
+Deno.test("it is known which build's host has written last, and whether it has given up", () =>
+  withFolder((folder) => {
+    const build = BigInt(FULL.build);
+    let host = OWN_PID;
+    using made = recorderOf(folder, () => ({ ...FULL, host }));
+    made.recorder.save();
+    assertEquals([hasBeenTakenOver(made.path, build), hasBeenTakenOver(made.path, build + 1n)], [true, false]);
+    host = 0;
+    made.recorder.save();
+    assertEquals([hasBeenTakenOver(made.path, build), found(made)?.host], [false, 0]);
+  }));
+
+/** How many bytes there are of what changes when a record becomes another. */
+function bytesOfChange(before: ShimRecord, after: ShimRecord): number {
+  const changes = new Changes();
+  changes.of(before);
+  return [...changes.of(after)].reduce((sum, [key, text = ""]) => sum + key.length + text.length, 0);
+}
+
+const LISTS = ["commands", "answers", "events", "unclaimed"] as const;
+
+Deno.test("a change is what has changed, and read again it is the record", () => {
+  const container = FULL.container!;
+  const [exec] = container.execs;
+  const others: ShimRecord[] = [
+    { ...FULL, serial: 18 },
+    { ...FULL, lastError: undefined },
+    { ...FULL, container: undefined },
+    EMPTY,
+    ...LISTS.map((name) => ({ ...FULL, [name]: [] })),
+    ...LISTS.map((name) => ({ ...FULL, [name]: [...FULL[name], { ...FULL[name][0] }] })),
+    ...LISTS.map((name) => ({ ...FULL, [name]: [{ ...FULL[name][0] }] })),
+    { ...FULL, container: { ...container, isCreated: false } },
+    { ...FULL, container: { ...container, exits: [] } },
+    { ...FULL, container: { ...container, starting: [] } },
+    { ...FULL, container: { ...container, init: { ...container.init, state: "stopped" } } },
+    { ...FULL, container: { ...container, execs: [] } },
+    { ...FULL, container: { ...container, execs: [{ ...exec!, pid: 7, spec: undefined }] } },
+    { ...FULL, container: { ...container, execs: [{ ...exec!, id: "e 2" }] } },
+    { ...FULL, container: { ...container, execs: [exec!, { ...exec!, id: "" }, { ...exec!, id: "e1 spec" }] } },
+  ];
+  for (const [i, other] of others.entries()) {
+    for (const way of [[FULL, other], [other, FULL], [other, EMPTY, other, FULL], [FULL, FULL, other]]) {
+      const file = StateFile.create();
+      const changes = new Changes();
+      const owner = (record: ShimRecord) => ({ host: record.host, build: BigInt(record.build) });
+      file.replace(changes.of(way[0]!), owner(way[0]!));
+      for (const next of way.slice(1)) file.change(changes.of(next), owner(next));
+      assertEquals(found({ file }), way.at(-1), `${i}`);
+      fds.close(file.fd);
+    }
+  }
+  assertEquals(bytesOfChange(FULL, FULL), 0);
+});
+
+Deno.test("a change of one exec is as large with 2,000 others as with none, and a start does not write its specification", () => {
+  const container = FULL.container!;
+  const [exec] = container.execs;
+  const spec = { args: ["sh"], env: Array.from({ length: 50 }, (_, i) => `VARIABLE${i}=value`) };
+  const others = Array.from({ length: 2000 }, (_, i) => ({ ...exec!, id: `other${i}`, spec }));
+  const withExecs = (...execs: typeof container.execs) => ({ ...FULL, container: { ...container, execs } });
+  const registered = { ...exec!, pid: 0, spec };
+  const started = { ...exec!, pid: 4711, spec: undefined };
+  const steps = [withExecs(), withExecs(registered), withExecs(started), withExecs()];
+  for (let i = 1; i < steps.length; i++) {
+    const [before, after] = [steps[i - 1]!, steps[i]!];
+    const crowded = (record: typeof before) => withExecs(...others, ...record.container.execs);
+    assertEquals(bytesOfChange(crowded(before), crowded(after)), bytesOfChange(before, after));
+  }
+  const length = JSON.stringify(spec).length;
+  const [register, start, remove] = [1, 2, 3].map((i) => bytesOfChange(steps[i - 1]!, steps[i]!)) as [
+    number,
+    number,
+    number,
+  ];
+  assert(register > length && start < 500 && remove < 500, `${[register, start, remove]} bytes`);
+});
