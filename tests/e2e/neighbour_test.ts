@@ -6,7 +6,7 @@
 import { assert, assertEquals } from "@std/assert";
 import { containerd } from "../../lib/api/mod.js";
 import { Code } from "../../lib/ttrpc/status.ts";
-import { numbers } from "./at_a_time.ts";
+import { forAll, numbers } from "./at_a_time.ts";
 import { assertExecs, endContainer, onlyHosted, withHostedShims } from "./host.ts";
 import { bytesRead, isAlive } from "./proc.ts";
 import { SERVICE, type Shim, type ShimOptions, Status } from "./shim.ts";
@@ -146,6 +146,31 @@ onlyHosted(
       const statuses = (await waits).map((answer) => v1.WaitResponse.decode(answer).exitStatus);
       assertEquals([statuses.length, new Set(statuses)], [WAITS, new Set([137])]);
       await bad.delete();
+    }),
+);
+
+/** How many processes are registered, how many of these calls are in flight, and how many are answered while another waits. */
+const EXECS = 2000;
+const IN_FLIGHT = 32;
+const MEANWHILE = 4 * IN_FLIGHT;
+
+onlyHosted(
+  "while two thousand execs of a container are registered, its neighbour is served between any few of them",
+  () =>
+    withNeighbour(async (bad, other) => {
+      await bad.run();
+      let registered = 0;
+      const register = (number: number) => bad.exec(`e${number}`, ["true"]).then(() => registered++);
+      const all = later(forAll(numbers(1, EXECS), IN_FLIGHT, register));
+      while (registered < EXECS) {
+        const before = registered;
+        await other.state();
+        const meanwhile = registered - before;
+        assert(meanwhile <= MEANWHILE, `while one call has waited, ${meanwhile} have been registered`);
+      }
+      await all;
+      await assertServed(other);
+      await endContainer(bad);
     }),
 );
 
