@@ -235,8 +235,14 @@ export class Connection {
       return reject(failure("recv from", error, this.#fd));
     }
     this.#reading = undefined;
-    // Of less than was asked for, that was all: the next is an event.
-    if (count < buffer.length && !this.#hungUp) this.#readable = false;
+    if (count === buffer.length) {
+      // There may be more, and a peer that writes faster than it is read would be read for ever: others have their turn first.
+      this.#readable = false;
+      this.#poller.again(this.#fd);
+    } else if (!this.#hungUp) {
+      // That was all: the next is an event.
+      this.#readable = false;
+    }
     resolve(count === 0 ? null : count);
   }
 

@@ -26,10 +26,7 @@ export function createMemoryFile(name: string): number {
  * @throws {SystemError}
  */
 export function writeMemory(fd: number, content: Uint8Array): void {
-  const bytes = new Uint8Array(content);
-  for (let at = 0; at < bytes.length;) {
-    at += check(fds.writeAt(fd, bytes.subarray(at), at), "pwrite to descriptor", fd);
-  }
+  fds.writeAllAt(fd, new Uint8Array(content), 0);
 }
 
 /**

@@ -68,9 +68,22 @@ export interface CallPlan {
   readonly count: number;
   /** How long a caller waits after each, in ms; not at all unless given. */
   readonly pauseMs?: number;
+  /** What is to be known of what the calls took; p50 and p99 unless given. */
+  readonly quantiles?: readonly number[];
+  /**
+   * How long the calls of one sample may take together, in ms: after that there are no more, and one that has not been answered
+   * counts as if it had been just then. Whoever would have called meanwhile counts too. They may take for ever unless given.
+   */
+  readonly patienceMs?: number;
 }
 
-async function callBy(prefix: readonly string[], subject: Subject, plan: CallPlan): Promise<number[]> {
+/**
+ * Has a process of its own call a shim.
+ *
+ * @param prefix what its command line begins with
+ * @returns for each method, and each number of callers, the quantiles, in µs
+ */
+export async function callBy(prefix: readonly string[], subject: Subject, plan: CallPlan): Promise<number[]> {
   const client = [Deno.execPath(), "run", "-A", "--config", `${REPOSITORY}/deno.json`, CLIENT];
   const args = [subject.publicSocket, subject.id, JSON.stringify(plan)];
   return JSON.parse(await runAndRead([...prefix, ...client, ...args]));

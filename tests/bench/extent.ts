@@ -27,6 +27,8 @@ export interface Extent {
   /** What is measured again while so many shims of the same kind are alive. */
   readonly crowds: readonly CrowdExtent[];
   readonly host: HostExtent;
+  /** How many calls there are of each method while another container has some trouble. */
+  readonly neighbourCalls: number;
 }
 
 /** What is measured in a host. */
@@ -61,6 +63,7 @@ export const FULL: Extent = {
   idleAfterMs: 25_000,
   crowds: [{ alive: 50, rounds: 5, callsAlone: false }, { alive: 200, rounds: 5, callsAlone: false }],
   host: { isOnly: false, isWhole: true, sizes: [1, 8, 32, 200], times: 2, flood: { times: 5, calls: 200 } },
+  neighbourCalls: 500,
 };
 
 /** One or two minutes, to see whether something is badly wrong. */
@@ -73,6 +76,7 @@ export const QUICK: Extent = {
   idleAfterMs: 3_000,
   crowds: [{ alive: 16, rounds: 3, callsAlone: true }],
   host: { isOnly: false, isWhole: false, sizes: [8], times: 1, flood: { times: 0, calls: 0 } },
+  neighbourCalls: 200,
 };
 
 /** What is left when only what is in a host is asked for, and what that is compared with. */

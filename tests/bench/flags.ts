@@ -11,6 +11,8 @@ const HERE = import.meta.dirname!;
 export interface Flags {
   readonly extent: Extent;
   readonly check: boolean;
+  /** Whether it is what a container notices of another that is measured, and nothing else. */
+  readonly neighbour: boolean;
   readonly ours: string;
   readonly go: string;
   readonly wanted: Wanted;
@@ -23,6 +25,7 @@ export interface Flags {
 interface Given {
   readonly quick: boolean;
   readonly hosted: boolean;
+  readonly neighbour: boolean;
   readonly check: boolean;
   readonly ours: string;
   readonly go: string;
@@ -35,7 +38,7 @@ interface Given {
 /** @throws {Error} with what is wrong with them */
 export function parseFlags(args: readonly string[]): Flags {
   const flags: Given = parseArgs(args, {
-    boolean: ["quick", "hosted", "check"],
+    boolean: ["quick", "hosted", "neighbour", "check"],
     string: ["rounds", "only", "ours", "go", "out", "svg"],
     default: { ours: OUR_EXECUTABLE, go: "/usr/bin/containerd-shim" },
     unknown(argument: string) {
@@ -52,11 +55,12 @@ export function parseFlags(args: readonly string[]): Flags {
   return {
     extent: { ...extent, rounds },
     check: flags.check,
+    neighbour: flags.neighbour,
     ours: absolute(flags.ours),
     go: absolute(flags.go),
     wanted: ({ name }) => pattern.test(name),
-    out: flags.out ?? (isWhole ? `${HERE}/RESULTS.md` : undefined),
-    svg: flags.svg ?? (isWhole ? HERE : undefined),
+    out: flags.out ?? (isWhole ? `${HERE}/${flags.neighbour ? "NEIGHBOUR.md" : "RESULTS.md"}` : undefined),
+    svg: flags.svg ?? (isWhole && !flags.neighbour ? HERE : undefined),
   };
 }
 

@@ -1,22 +1,25 @@
 /** A container's process that writes as fast as it is read, until it is ended. */
 
 import * as fds from "../../ffi/fd.ts";
+import { bytesRead } from "../e2e/proc.ts";
 import { type Child, killIfAlive, spawn } from "./children.ts";
 import { newId } from "./row.ts";
 import { openBothEnds, type Subject } from "./subject.ts";
 
 const WRITER = "read go; exec dd if=/dev/zero bs=64k 2>/dev/null";
 
-/** Writes without end. */
+/** Writes without end, to a pipe or on a terminal. */
 export class Flood {
   readonly #subject: Subject;
+  readonly #terminal: boolean;
   /** Both ends of stdin, and of stderr. */
   readonly #held: number[] = [];
   #reader: Child | undefined;
   #writer: number | undefined;
 
-  constructor(subject: Subject) {
+  constructor(subject: Subject, { terminal = false } = {}) {
     this.#subject = subject;
+    this.#terminal = terminal;
   }
 
   /** Starts the writer, which waits for a line, and a reader. */
@@ -26,7 +29,12 @@ export class Flood {
     this.#held.push(openBothEnds(paths.stdin), openBothEnds(paths.stderr));
     const read = `exec cat <'${paths.stdout}' >/dev/null`;
     this.#reader = spawn({ args: ["sh", "-c", read], descriptors: [null, null, 2] });
-    await this.#subject.exec(id, ["sh", "-c", WRITER], paths);
+    const { stdin, stdout } = paths;
+    await this.#subject.exec(
+      id,
+      ["sh", "-c", WRITER],
+      this.#terminal ? { stdin, stdout, terminal: true } : paths,
+    );
     this.#writer = await this.#subject.startProcess(id);
   }
 
@@ -37,8 +45,7 @@ export class Flood {
 
   /** Bytes that have arrived at the reader. */
   arrived(): number {
-    const counts = Deno.readTextFileSync(`/proc/${this.#reader!.pid}/io`);
-    return Number(/^rchar: (\d+)$/m.exec(counts)![1]);
+    return bytesRead(this.#reader!.pid);
   }
 
   /** Ends it all. */

@@ -1,10 +1,12 @@
 /** The hosts that the bench's shims join: no other shims of the machine do. */
 
 import { check, libc } from "../../ffi/libc.ts";
+import { mount, MS } from "../../ffi/mount.ts";
 import { argumentsOf, isHost, processes } from "../e2e/proc.ts";
 import { until } from "../e2e/until.ts";
 
 /** unshare(2), from linux/sched.h. */
+const CLONE_NEWNS = 0x0002_0000;
 const CLONE_NEWUTS = 0x0400_0000;
 
 const c = libc({ unshare: [["i32"], "i32"] });
@@ -18,6 +20,17 @@ const c = libc({ unshare: [["i32"], "i32"] });
 export function separateHosts(): void {
   // Of this thread alone, which is the one that starts children.
   check(c().unshare(CLONE_NEWUTS), "unshare");
+}
+
+/**
+ * Gives what is started from now on a mount namespace of this process's own too: what is mounted there nobody else sees, and it
+ * goes with the last process. Only Deno's synchronous functions see it here: the others work on other threads.
+ *
+ * @throws {SystemError}
+ */
+export function separateMounts(): void {
+  check(c().unshare(CLONE_NEWNS), "unshare");
+  mount("", "/", "", MS.REC | MS.PRIVATE, "");
 }
 
 function namespaceOf(process: number | "thread-self"): string | undefined {

@@ -1,14 +1,15 @@
 /**
  * Measures this project's shim, alone and in a host, and Debian's Go shim, in turn, all driven by the same client.
  *
- *     deno run -A tests/bench/main.ts [--quick] [--hosted] [--only PATTERN] [--rounds N] [--ours PATH] [--go PATH]
- *         [--out FILE] [--svg FOLDER] [--check]
+ *     deno run -A tests/bench/main.ts [--quick] [--hosted | --neighbour] [--only PATTERN] [--rounds N] [--ours PATH]
+ *         [--go PATH] [--out FILE] [--svg FOLDER] [--check]
  *
  * Prints tables of medians. The whole bench, which is that without --quick, --hosted, --only and --rounds, also writes them
  * to RESULTS.md, and pictures to hosted.svg and alone.svg, beside this file; --out and --svg name another file and folder.
- * --hosted leaves out what has nothing to do with hosts. PATTERN is a regular expression that is looked for in the names of
- * rows. With --check the exit code is 1 when a row is so bad that it cannot be noise. It is 1 in any case when a row could
- * not be measured.
+ * --hosted leaves out what has nothing to do with hosts. --neighbour measures something else: what a container's calls take
+ * while another of its host has trouble (folder neighbour), and writes that to NEIGHBOUR.md. PATTERN is a regular expression
+ * that is looked for in the names of rows. With --check the exit code is 1 when a row is so bad that it cannot be noise. It is
+ * 1 in any case when a row could not be measured.
  */
 
 import { folder } from "./folder.ts";
@@ -20,10 +21,12 @@ import type { Competitor } from "./bench.ts";
 import { aloneChart, hostedChart } from "./chart.ts";
 import { adoptAll, ALONE, endAll, HOSTED } from "./children.ts";
 import { Daemon } from "./daemon.ts";
-import { parseFlags } from "./flags.ts";
+import { type Flags, parseFlags } from "./flags.ts";
 import { packEmptyProgram } from "./floor.ts";
-import { hostFiles, separateHosts } from "./hosts.ts";
+import { hostFiles, separateHosts, separateMounts } from "./hosts.ts";
 import { describeMachine } from "./machine.ts";
+import { detachAll, thawAll } from "./neighbour/disk.ts";
+import { measureNeighbours, type Report } from "./neighbour/measure.ts";
 import { disownAll, own } from "./owned.ts";
 import { report } from "./report.ts";
 import { errors, Results } from "./results.ts";
@@ -52,7 +55,7 @@ addEventListener("unhandledrejection", (event) => {
   if (!interrupted) console.error(`A rejection that nobody awaited: ${messageOf(event.reason)}`);
 });
 
-let measuring: Promise<void> | undefined;
+let measuring: Promise<unknown> | undefined;
 
 async function main(): Promise<number> {
   const flags = parseFlags(Deno.args);
@@ -60,10 +63,11 @@ async function main(): Promise<number> {
   const rootfs = `${folder}/rootfs`;
   const emptyProgram = `${folder}/empty`;
   await makeRootfs(rootfs);
-  await packEmptyProgram(emptyProgram);
+  if (!flags.neighbour) await packEmptyProgram(emptyProgram);
   // What has been written lately is dirty in the page cache, and counts as its mapper's private dirty memory.
   await must(["sync"]);
   separateHosts();
+  if (flags.neighbour) separateMounts();
   adoptAll();
 
   const competitor = async (name: Competitor["name"], path: string): Promise<Competitor> => {
@@ -72,6 +76,18 @@ async function main(): Promise<number> {
     await daemon.start();
     return { name, path, rootfs, daemon, isHosted };
   };
+  if (flags.neighbour) {
+    const neighbours = async () =>
+      await measureNeighbours({
+        competitors: [await competitor("hosted", flags.ours), await competitor("Go", flags.go)],
+        calls: flags.extent.neighbourCalls,
+        wanted: flags.wanted,
+        say: (what) => console.error(what),
+      });
+    const measured = neighbours();
+    measuring = measured;
+    return await tell(await Promise.race([measured, interruption.promise]), machine, flags);
+  }
   const results = new Results();
   const bench = async () =>
     await measure({
@@ -102,6 +118,15 @@ async function main(): Promise<number> {
   return wrong.length === 0 ? 0 : 1;
 }
 
+/** Prints what a container has noticed of another, and gives the exit code. */
+async function tell(report: Report, machine: string, { check, out }: Flags): Promise<number> {
+  const wrong = check ? report.failures() : [];
+  const text = [`${report}`, "", machine, ...wrong.map((each) => `\nToo slow: ${each}`)].join("\n");
+  console.log(text);
+  if (out !== undefined) await Deno.writeTextFile(out, `${text}\n`);
+  return report.errors.length + wrong.length === 0 ? 0 : 1;
+}
+
 let code = 1;
 try {
   code = await main();
@@ -109,9 +134,11 @@ try {
   console.error(messageOf(error));
 } finally {
   const files = hostFiles();
+  await thawAll();
   await endAll();
   // It makes nothing new then.
   await Promise.race([measuring?.catch(() => {}), pause(NOTICE_MS)]);
+  detachAll();
   for (const path of files) await Deno.remove(path).catch(() => {}); // those of the hosts that it has killed
   for (const failure of await disownAll()) {
     console.error(`Something is left: ${messageOf(failure)}`);

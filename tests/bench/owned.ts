@@ -15,8 +15,9 @@ export function own<T extends Removable>(each: T): T {
   return each;
 }
 
-/** Removes something now. */
+/** Removes something now, unless that has been done. */
 export async function disown(each: Removable): Promise<void> {
+  if (!owned.has(each)) return;
   const removal = owned.get(each) ?? each.remove();
   owned.set(each, removal);
   await removal;

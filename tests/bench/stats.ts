@@ -29,3 +29,13 @@ export function quantile(samples: readonly number[], part: number): number {
   const below = sorted[Math.floor(at)]!;
   return below + (sorted[Math.ceil(at)]! - below) * (at % 1);
 }
+
+/**
+ * What calls have taken, and what those would have that a caller has not made because it waited: after so long, and again, it
+ * would have called (coordinated omission).
+ */
+export function withMissed(samples: readonly number[], interval: number): number[] {
+  const all = [...samples];
+  for (const sample of samples) for (let left = sample - interval; left > 0; left -= interval) all.push(left);
+  return all;
+}

@@ -7,7 +7,7 @@ import { Client } from "../../lib/ttrpc/client.ts";
 import { CONTAINERD } from "../e2e/env.ts";
 import { isAlive } from "../e2e/proc.ts";
 import { type Attached, Shim } from "../e2e/shim.ts";
-import { makeSpec } from "../e2e/spec.ts";
+import { makeSpec, type SpecOptions } from "../e2e/spec.ts";
 import { pause, within } from "../e2e/until.ts";
 import { ALONE, type Child, HOSTED, spawn } from "./children.ts";
 import type { Daemon } from "./daemon.ts";
@@ -65,9 +65,9 @@ export class Subject extends Shim {
   }
 
   /** Makes what containerd makes before it starts a shim. */
-  async prepare(): Promise<void> {
+  async prepare(options: SpecOptions = {}): Promise<void> {
     for (const each of [this.bundle, this.workdir]) await Deno.mkdir(each);
-    const spec = makeSpec({}, { cgroup: `/${this.namespace}/${this.id}`, rootfs: this.rootfs });
+    const spec = makeSpec(options, { cgroup: `/${this.namespace}/${this.id}`, rootfs: this.rootfs });
     await Deno.writeTextFile(`${this.bundle}/config.json`, JSON.stringify(spec));
   }
 

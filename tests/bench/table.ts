@@ -7,7 +7,7 @@ import { NOTES } from "./targets.ts";
 import { verdict } from "./verdict.ts";
 
 /** A column: its head, and what it says of a line. */
-interface Column<L extends Line> {
+export interface Column<L> {
   readonly head: string;
   readonly isNumber?: boolean;
   cell(line: L): string;
@@ -51,8 +51,8 @@ const verdictColumns: readonly Column<Line>[] = [
   { head: "mark", cell: mark },
 ];
 
-/** The table's lines, Markdown. */
-function format<L extends Line>(lines: readonly L[], columns: readonly Column<L>[]): string[] {
+/** A table's lines, Markdown. */
+export function format<L>(lines: readonly L[], columns: readonly Column<L>[]): string[] {
   const rows = [columns.map(({ head }) => head), ...lines.map((line) => columns.map(({ cell }) => cell(line)))];
   const widths = columns.map((_, i) => Math.max(...rows.map((row) => row[i]!.length)));
   // Numbers stand on the right.

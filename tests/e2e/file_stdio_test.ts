@@ -4,6 +4,7 @@ import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/as
 import { Code } from "../../lib/ttrpc/status.ts";
 import { Builds, upgrade } from "./builds.ts";
 import { must } from "./command.ts";
+import { makeDisk } from "./disk.ts";
 import { inModes, newPlace, WAY } from "./env.ts";
 import { withServed } from "./fault.ts";
 import { endContainer, field, HOLDER_KIB, onlyHosted, withHosted, withHostedShims } from "./host.ts";
@@ -220,10 +221,7 @@ async function withDisk(test: (folder: string) => Promise<void>): Promise<void> 
   const { folder } = newPlace();
   const disk = `${folder}/disk`;
   try {
-    await Deno.mkdir(disk);
-    await must(["truncate", "-s", "8M", `${folder}/image`]);
-    await must(["mkfs.ext4", "-q", "-F", `${folder}/image`]);
-    await must(["mount", "-o", "loop", `${folder}/image`, disk]);
+    await must(["sh", "-c", makeDisk(`${folder}/image`, disk)]);
     await test(disk);
   } finally {
     await must(["sh", "-c", `fsfreeze -u ${disk} 2>&1 || true`]);

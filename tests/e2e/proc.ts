@@ -60,6 +60,11 @@ export function argumentsOf(pid: number): string[] {
   return readText(`/proc/${pid}/cmdline`)?.split("\0").slice(0, -1) ?? [];
 }
 
+/** How many bytes a process has read, from whatever: proc_pid_io(5). */
+export function bytesRead(pid: number): number {
+  return Number(/^rchar: (\d+)$/m.exec(Deno.readTextFileSync(`/proc/${pid}/io`))![1]);
+}
+
 /** Whether a process is a host of ours, which outlives its containers for a while. */
 export function isHost(pid: number): boolean {
   return argumentsOf(pid)[0] === "containerd-shim-host";

@@ -1,6 +1,7 @@
 /** Hosts that die, and what is to be seen of the moments in which there is none. */
 
 import { assert, assertEquals } from "@std/assert";
+import { ensureFifo } from "../../ffi/pipe.ts";
 import { pathOfState } from "../../lib/host/kept.ts";
 import { type Host, killHost, type Machine } from "./host.ts";
 import { processOf } from "./proc.ts";
@@ -113,10 +114,10 @@ export class GatedRuntime {
   }
 
   /** Has the next run of a command wait. */
-  async close(moment: Moment, command: string): Promise<void> {
+  close(moment: Moment, command: string): Promise<void> {
     this.#gate = `${this.#folder}/${moment} ${command}`;
-    const { success } = await new Deno.Command("mkfifo", { args: [this.#gate] }).output();
-    assert(success);
+    ensureFifo(this.#gate, 0o600);
+    return Promise.resolve();
   }
 
   /** The process that waits, as soon as it does. */
