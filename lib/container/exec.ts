@@ -8,6 +8,7 @@ import { readPidFile, removeIfThere, writeNewFile } from "./bundle.ts";
 import type { Context } from "./context.ts";
 import { requireThawed } from "./freezer.ts";
 import type { Init } from "./init.ts";
+import type { PipeBudget } from "./pipe_budget.ts";
 import type { ExecRecord, ProcessRecord } from "../record/record.ts";
 import { sameForSame } from "../record/same.ts";
 import { type ExitListener, Process, stateOf, type TerminalSize } from "./process.ts";
@@ -70,6 +71,11 @@ export class Exec extends Process {
   /** Its init's id. */
   override get containerId(): string {
     return this.#init.id;
+  }
+
+  /** Its container's. */
+  protected override get budget(): PipeBudget {
+    return this.#init.budget;
   }
 
   /** While the container is paused, so are all its processes. */

@@ -20,6 +20,7 @@ import { frozenCgroup, requireThawed } from "./freezer.ts";
 import { INIT_SLOT } from "../record/keeper.ts";
 import type { InitRecord, ProcessRecord } from "../record/record.ts";
 import { sameForSame } from "../record/same.ts";
+import { PipeBudget } from "./pipe_budget.ts";
 import { type ExitListener, exitRecord, Process, type ProcessExit, stateOf } from "./process.ts";
 import { removeEmptyCgroups, sharingPidNamespace } from "./remains.ts";
 import { unmountAll } from "./rootfs.ts";
@@ -75,6 +76,8 @@ export class Init extends Process {
   readonly #config: InitConfig;
   readonly #runc: Runc;
   readonly #onExit: ExitListener;
+  /** What its container's pipes may hold. */
+  override readonly budget = new PipeBudget(() => this.exit === undefined ? this.pid : 0);
   #stdinTimer: Disposable | undefined;
   #ownsPidNamespace = true;
   /** How it has ended, as long as that is not told. */

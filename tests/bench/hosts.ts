@@ -1,7 +1,7 @@
 /** The hosts that the bench's shims join: no other shims of the machine do. */
 
-import { check, libc } from "../../ffi/libc.ts";
-import { mount, MS } from "../../ffi/mount.ts";
+import { check, cstring, libc } from "../../ffi/libc.ts";
+import { MS } from "../../ffi/mount.ts";
 import { argumentsOf, isHost, processes } from "../e2e/proc.ts";
 import { until } from "../e2e/until.ts";
 
@@ -9,7 +9,14 @@ import { until } from "../e2e/until.ts";
 const CLONE_NEWNS = 0x0002_0000;
 const CLONE_NEWUTS = 0x0400_0000;
 
-const c = libc({ unshare: [["i32"], "i32"] });
+/** umount2(2), from linux/fs.h. */
+const MNT_DETACH = 2;
+
+const c = libc({
+  unshare: [["i32"], "i32"],
+  mount: [["buffer", "buffer", "buffer", "u64", "pointer"], "i32"],
+  umount2: [["buffer", "i32"], "i32"],
+});
 
 /**
  * Gives what is started from now on a UTS namespace of this process's own. A host is joined from its own namespaces only
@@ -30,7 +37,17 @@ export function separateHosts(): void {
  */
 export function separateMounts(): void {
   check(c().unshare(CLONE_NEWNS), "unshare");
-  mount("", "/", "", MS.REC | MS.PRIVATE, "");
+  const nothing = cstring("");
+  check(c().mount(nothing, cstring("/"), nothing, BigInt(MS.REC | MS.PRIVATE), null), "mount", "/");
+}
+
+/**
+ * Takes a mount of that namespace off, whoever uses it.
+ *
+ * @throws {SystemError}
+ */
+export function detach(path: string): void {
+  check(c().umount2(cstring(path), MNT_DETACH), "umount2", path);
 }
 
 function namespaceOf(process: number | "thread-self"): string | undefined {

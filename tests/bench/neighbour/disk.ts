@@ -1,13 +1,13 @@
 /** Disks in files, mounted where only the bench and its children see them, that can be frozen. */
 
 import * as fds from "../../../ffi/fd.ts";
-import { detach } from "../../../ffi/mount.ts";
 import { pipe } from "../../../ffi/pipe.ts";
 import { FREEZE, makeDisk } from "../../e2e/disk.ts";
 import { mountsBelow } from "../../e2e/proc.ts";
 import { until } from "../../e2e/until.ts";
 import { type Child, runToEnd, spawn } from "../children.ts";
 import { folder } from "../folder.ts";
+import { detach } from "../hosts.ts";
 import type { Removable } from "../owned.ts";
 
 let disks = 0;
