@@ -137,6 +137,13 @@ export const CHOICES: Readonly<Record<string, Choice>> = {
       "a wrong argument",
     ],
   },
+  "watchdog_test.ts": {
+    names: [
+      "a host that hangs is killed",
+      "a call that hangs two hosts is refused, and not made again: U",
+      "a shim whose hosts",
+    ],
+  },
   "old_systems_test.ts": { names: ["with glibc 2.31", "where the kernel has no system call since Linux 5.1, a shim"] },
   // What is long by its nature.
   "many_test.ts": { ways: [] },
