@@ -19,6 +19,7 @@ const ALLOWED: Readonly<Record<string, Readonly<Record<string, string>>>> = {
     "lib/container/endpoint.ts": "of a descriptor; and of a path where there is no copier, in a process of its own",
     "lib/host/upgrade.ts": "its own executable",
     "lib/record/keeper.ts": "in a process of its own, or where a holder has no room",
+    "lib/record/recorder.ts": "a holder's memory, by /proc",
     "lib/runtime/runc.ts": "the runtime's log, in the bundle",
     "lib/shim.ts": "the shim's log, in its working directory",
   },
