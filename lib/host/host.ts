@@ -20,7 +20,7 @@ import type { Fields } from "../logrus.ts";
 import { openPlace, type Place } from "../place.ts";
 import { type Identity, Shim } from "../shim.ts";
 import { blockEverywhere, receive } from "../signals.ts";
-import { standing } from "./fit.ts";
+import { isSparedLike, standing } from "./fit.ts";
 import { Holder, type HolderOptions } from "./holder.ts";
 import { KeptByHolder } from "./kept.ts";
 import { removeOrphan } from "./orphans.ts";
@@ -161,9 +161,11 @@ class Host {
     // One that comes back is not kept out.
     const isClosed = this.#leaving || this.#isMoving && join.hosts === 0;
     if (isClosed || this.#members.size >= Math.min(join.group, this.#room)) return refuse("full");
+    if (join.build !== this.#build || !isListening(listener)) return refuse("refused");
     // One that comes back stands as it did when it first came to a host of its kind.
-    const fits = join.hosts > 0 || standing(pid) === this.#standing;
-    if (join.build !== this.#build || !fits || !isListening(listener)) return refuse("refused");
+    const isLikeThis = join.hosts > 0 || standing(pid) === this.#standing;
+    // The next host may be like it, or be started by it.
+    if (!(isLikeThis && isSparedLike(pid)) && join.hosts === 0) return refuse("full");
     if (join.isMoved && !canRead(join.cwd)) return refuse("refused");
     let member: Member;
     try {

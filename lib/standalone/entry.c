@@ -24,6 +24,7 @@
 #include <linux/net.h>
 #include <linux/prctl.h>
 #include <linux/sched.h>
+#include <linux/sched/types.h>
 #include <linux/signalfd.h>
 #include <linux/stat.h>
 #include <linux/time.h>
@@ -377,6 +378,7 @@ enum {
   MAX_GIVEN = 8, /* descriptors that come with a message */
   MAX_FOLDER = 4096,
   HOST_FILES = 1024, /* descriptors that a host has room for from the start */
+  MAX_CPUS = 8192,   /* that Linux can have: NR_CPUS */
   USED_STACK = 4 * PAGE,
   NOT_HELD = 1, /* exit status */
 };
@@ -387,10 +389,14 @@ static const uint64_t JOIN_TIMEOUT = 200000000, START_TIMEOUT = 999999999, RETRY
 /* The same for a holder that is to move to another build, which may never come up. */
 static const uint64_t MOVE_TIMEOUT = 5000000000;
 
-/* unix(7), socket(7), cmsg(3), flock(2), wait(2), access(2): what the kernel's headers for programs leave to the C library's. */
+/*
+ * unix(7), socket(7), cmsg(3), flock(2), wait(2), access(2), ioprio_get(2): what the kernel's headers for programs leave to the C
+ * library's.
+ */
 enum { AF_UNIX = 1, SCM_RIGHTS = 1, MSG_PEEK = 2, MSG_CTRUNC = 8, MSG_TRUNC = 0x20, MSG_DONTWAIT = 0x40 };
 enum { R_OK = 4, W_OK = 2 };
 enum { P_ALL = 0, WNOHANG = 1, WEXITED = 4, WNOWAIT = 0x01000000 };
+enum { IOPRIO_WHO_PROCESS = 1, IOPRIO_CLASS_SHIFT = 13 };
 enum { SEQPACKET = 5, NONBLOCK = 04000, MSG_NOSIGNAL = 0x4000, MSG_CMSG_CLOEXEC = 0x40000000, BACKLOG = 4096 };
 
 struct address {
@@ -468,7 +474,42 @@ static uint64_t hashed(uint64_t hash, const void *bytes, size_t count) {
   return hash;
 }
 
-/* What a host has in common with its holders, as a number: the build, the user, and the namespaces (namespaces(7)). */
+/*
+ * What decides how much of the machine this process may use, and what it starts: its cgroups (cgroups(7)), what sched(7) has,
+ * I/O priority (ioprio_get(2)), and hard limits (getrlimit(2); who needs a higher soft limit raises it). What is changed later,
+ * by containerd with its option ShimCgroup or by an administrator, is seen the next time. Not oom_score_adj: containerd changes
+ * that of each shim right after it has started it, and lib/host/fit.ts sees to it.
+ */
+static uint64_t hashed_resources(uint64_t hash) {
+  char bytes[MAX_CPUS / 8]; /* also of the cgroups, of which there is a line for each hierarchy */
+  const long cgroups = call(__NR_open, "/proc/self/cgroup", O_RDONLY | O_CLOEXEC);
+  for (long size; (size = call(__NR_read, cgroups, bytes, sizeof bytes)) > 0;) hash = hashed(hash, bytes, (size_t)size);
+  close_fd(cgroups);
+  const long size = call(__NR_sched_getaffinity, 0, sizeof bytes, bytes);
+  if (size > 0) hash = hashed(hash, bytes, (size_t)size);
+  struct sched_attr scheduling = {0};
+  call(__NR_sched_getattr, 0, &scheduling, sizeof scheduling, 0);
+  const long io = call(__NR_ioprio_get, IOPRIO_WHO_PROCESS, 0);
+  const uint32_t priorities[] = {
+      scheduling.sched_policy,
+      (uint32_t)scheduling.sched_nice,
+      scheduling.sched_priority,
+      /* What has no class has whatever number: it changes with the first I/O before Linux 6. */
+      io >> IOPRIO_CLASS_SHIFT ? (uint32_t)io : 0,
+  };
+  hash = hashed(hash, priorities, sizeof priorities);
+  for (int resource = 0; resource < RLIM_NLIMITS; resource++) {
+    uint64_t limit[2] = {0, 0}; /* struct rlimit: soft, hard */
+    call(__NR_prlimit64, 0, resource, 0, limit);
+    hash = hashed(hash, &limit[1], sizeof limit[1]);
+  }
+  return hash;
+}
+
+/*
+ * What a host has in common with its holders, as a number: the build, the user, the namespaces (namespaces(7)), and the
+ * resources. So nobody asks a host, or waits for one, that has less than itself.
+ */
 static uint64_t kind_of_host(uint64_t build) {
   uint64_t hash = hashed(0xcbf29ce484222325, &build, sizeof build);
   const uint32_t ids[2] = {(uint32_t)call(__NR_geteuid), (uint32_t)call(__NR_getegid)};
@@ -480,7 +521,7 @@ static uint64_t kind_of_host(uint64_t build) {
     const long length = call(__NR_readlink, path, target, sizeof target);
     if (length > 0) hash = hashed(hash, target, (size_t)length); /* time: since Linux 5.6 */
   }
-  return hash;
+  return hashed_resources(hash);
 }
 
 /* What this process was started with. */
@@ -507,13 +548,14 @@ struct holder {
  * own, with the socket as descriptor 3 and the lock, which is
  * held as long as anyone has it open, as 4.
  */
-static void start_host(const struct started *started, const struct holder *holder, const char *path, long listener,
-                       long lock) {
+static void start_host(const struct started *started, const struct holder *holder, uint64_t kind, const char *path,
+                       long listener, long lock) {
   const long child = call(__NR_clone, SIGCHLD, 0, 0, 0);
   if (child > 0) call(__NR_wait4, child, 0, 0, 0);
   if (child) return;
   call(__NR_setsid);
-  if (!call(__NR_clone, SIGCHLD, 0, 0, 0)) {
+  /* containerd moves a shim to its ShimCgroup, if there is one, right after its start; and never this child of it. */
+  if (kind_of_host(holder->build) == kind && !call(__NR_clone, SIGCHLD, 0, 0, 0)) {
     /* LISTENER is open here, and the lock was opened before the socket: neither takes the other's place. */
     call(__NR_dup2, listener, LISTENER);
     call(__NR_dup2, lock, LISTENER + 1);
@@ -587,12 +629,12 @@ static long find_host(const struct started *started, const struct holder *holder
     return -1;
   struct address address = {AF_UNIX, {0}};
   char path[sizeof address.path];
-  char *const number = append(append_number(append(append(path, FOLDER), "/"), kind_of_host(holder->build)), "-");
   const int is_first = !holder->past.hosts;
   const uint64_t since = is_first ? started->entered : now();
   for (uint32_t slot = 0; slot < HOSTS;) {
     uint64_t timeout = START_TIMEOUT;
-    char *const end = append_number(number, slot);
+    const uint64_t kind = kind_of_host(holder->build);
+    char *const end = append_number(append(append_number(append(append(path, FOLDER), "/"), kind), "-"), slot);
     append(address.path, path);
     append(end, ".lock");
     const long lock = call(__NR_open, path, O_RDWR | O_CREAT | O_NOFOLLOW, 0600);
@@ -607,7 +649,7 @@ static long find_host(const struct started *started, const struct holder *holder
         call(__NR_unlink, address.path);
         call(__NR_fchmod, listener, 0600); /* the mode that the name will have */
         if (!call(__NR_bind, listener, &address, sizeof address) && !call(__NR_listen, listener, BACKLOG))
-          start_host(started, holder, address.path, listener, lock);
+          start_host(started, holder, kind, address.path, listener, lock);
       }
       close_fd(listener);
     } else {

@@ -104,8 +104,20 @@ export function setFrozen(folder: string, isFrozen: boolean): void {
 
 /** A cgroup of a test's own, in the hierarchy that has a controller. */
 export interface Group {
+  /** Where it is. */
+  readonly folder: string;
   /** Writes to one of its files. */
   set(file: string, value: string): void;
+  /** Whether a process is in it. */
+  has(pid: number): boolean;
+}
+
+/** Lets what is in a cgroup of the controller "cpu" have so many percent of a CPU. */
+export function limitCpu(group: Group, percent: number): void {
+  const [period, quota] = [100_000, percent * 1000];
+  if (layout === "unified") return group.set("cpu.max", `${quota} ${period}`);
+  group.set("cpu.cfs_period_us", `${period}`);
+  group.set("cpu.cfs_quota_us", `${quota}`);
 }
 
 /** Runs `test` while processes are in a cgroup of their own, and puts them back to where each was. */
@@ -122,7 +134,11 @@ export async function inGroup(
   Deno.mkdirSync(folder);
   try {
     for (const pid of pids) Deno.writeTextFileSync(`${folder}/cgroup.procs`, `${pid}`);
-    await test({ set: (file, value) => Deno.writeTextFileSync(`${folder}/${file}`, value) });
+    await test({
+      folder,
+      set: (file, value) => Deno.writeTextFileSync(`${folder}/${file}`, value),
+      has: (pid) => `${root}${cgroupOf(pid, controller)}` === folder,
+    });
   } finally {
     for (const [pid, where] of before) {
       try {
@@ -134,6 +150,12 @@ export async function inGroup(
     await until("the cgroup is empty", () => textOf(`${folder}/cgroup.procs`) === "");
     await Deno.remove(folder);
   }
+}
+
+/** Whether containers here can have limits of a controller. */
+export function hasController(controller: string): boolean {
+  if (layout !== "unified") return hierarchies(["cgroup"]).includes(`${CGROUPS}/${controller}`);
+  return textOf(`${CGROUPS}/cgroup.controllers`).split(/\s/).includes(controller);
 }
 
 /** Where a process is in the hierarchy that has a controller. */

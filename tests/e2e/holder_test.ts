@@ -571,7 +571,9 @@ onlyHosted("that its host has died with something unread, hinders no holder from
     go_on;
     come;
     print $join{pid} > 0 ? "started" : "not started", " $join{error} $join{serial}\\n";
-    print $join{signals} == 1 << POSIX::SIGUSR1 - 1 ? "the signal" : $join{signals}, "\\n";
+    # And perhaps SIGCONT, if it has been stopped where it looks for signals.
+    my $signals = $join{signals} & ~(1 << POSIX::SIGCONT - 1);
+    print $signals == 1 << POSIX::SIGUSR1 - 1 ? "the signal" : $signals, "\\n";
     take;
     print <$read>`;
   assertEquals(await play(script), ["started 0 7", "the signal", "started"]);
@@ -643,8 +645,8 @@ onlyHosted("a holder that comes back has no more memory of its own than it may h
 });
 
 /**
- * What the path of a host of another build is, as lib/standalone/entry.c has it: a hash of that, the user, and the
- * namespaces.
+ * What the path of a host of another build is, as lib/standalone/entry.c has it: a hash of that, the user, the namespaces, and of
+ * cgroups, CPU affinity, scheduling, I/O priority and hard limits, which this process and the holder have in common.
  */
 const PATH_OF_BUILD = `
   use integer;
@@ -654,6 +656,19 @@ const PATH_OF_BUILD = `
     my $add = sub { $hash = ($hash ^ $_) * 0x100000001b3 for unpack "C*", $_[0] };
     $add->(pack "QLL", $build, $>, $) + 0);
     $add->(readlink "/proc/self/ns/$_") for qw(cgroup ipc mnt net pid time user uts);
+    my ($IOPRIO_GET, $OF_PROCESS, $SCHED_GETAFFINITY, $SCHED_GETATTR, $PRLIMIT) = (252, 1, 204, 315, 302);
+    $add->(slurp("/proc/self/cgroup"));
+    my ($mask, $attributes) = ("\\0" x 1024, "\\0" x 56);
+    $add->(substr $mask, 0, syscall($SCHED_GETAFFINITY, 0, 1024, $mask));
+    syscall($SCHED_GETATTR, 0, $attributes, 56, 0);
+    my ($size, $policy, $flags, $nice, $priority) = unpack "LLQlL", $attributes;
+    my $io = syscall($IOPRIO_GET, $OF_PROCESS, 0);
+    $add->(pack "LlLL", $policy, $nice, $priority, $io >> 13 ? $io : 0);
+    for my $resource (0 .. 15) {
+      my $limit = "\\0" x 16;
+      syscall($PRLIMIT, 0, $resource, 0, $limit);
+      $add->(substr $limit, 8);
+    }
     return sprintf "/run/containerd-shim/%u-0", $hash;
   }
 `;

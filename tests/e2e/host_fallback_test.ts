@@ -221,14 +221,15 @@ const DIFFERENT: readonly (readonly [name: string, prefix: readonly string[]])[]
 
 for (const [name, prefix] of DIFFERENT) {
   onlyHosted(
-    `what has ${name} than the host, is alone`,
+    `what has ${name} than the host, has another`,
     () =>
       withMachine((machine) =>
         withShim({ prefix: machine.prefix }, async (shim) => {
-          const before = machine.host();
-          await assertFallsBack(machine, { more: prefix });
-          assertEquals(machine.host(), before);
           assertHolder(shim.pid);
+          const before = machine.host();
+          for (let i = 0; i < 2; i++) await runContainer(machine, { more: prefix, hosted: true });
+          assertEquals(machine.sizes(), [1, 0]);
+          assertEquals(machine.hosts()[0], before);
         })
       ),
   );
