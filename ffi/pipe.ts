@@ -21,6 +21,9 @@ const F_GETPIPE_SZ = 1032;
 /** ioctl(2), asm-generic/ioctls.h */
 const FIONREAD = 0x541bn;
 
+/** Size of a new pipe, in bytes: pipe(7). */
+export const PIPE_SIZE = 65_536;
+
 /** Both ends of a pipe. */
 export interface Pipe {
   /** The end that is read from. */

@@ -8,6 +8,7 @@ import { readPidFile, removeIfThere, writeNewFile } from "./bundle.ts";
 import type { Context } from "./context.ts";
 import { requireThawed } from "./freezer.ts";
 import type { Init } from "./init.ts";
+import type { PipeBudget } from "./pipe_budget.ts";
 import type { ExecRecord } from "../record/record.ts";
 import { type ExitListener, Process, stateOf, type TerminalSize } from "./process.ts";
 import { runtimeError } from "./runtime_errors.ts";
@@ -70,6 +71,11 @@ export class Exec extends Process {
   /** Its init's id. */
   override get containerId(): string {
     return this.#init.id;
+  }
+
+  /** Its container's. */
+  protected override get budget(): PipeBudget {
+    return this.#init.budget;
   }
 
   /** While the container is paused, so are all its processes. */

@@ -18,6 +18,7 @@ import { withCriu } from "./criu.ts";
 import { frozenCgroup, requireThawed } from "./freezer.ts";
 import { INIT_SLOT } from "../record/keeper.ts";
 import type { InitRecord } from "../record/record.ts";
+import { PipeBudget } from "./pipe_budget.ts";
 import { type ExitListener, Process, type ProcessExit, stateOf } from "./process.ts";
 import { removeEmptyCgroups, sharingPidNamespace } from "./remains.ts";
 import { unmountAll } from "./rootfs.ts";
@@ -73,6 +74,8 @@ export class Init extends Process {
   readonly #config: InitConfig;
   readonly #runc: Runc;
   readonly #onExit: ExitListener;
+  /** What its container's pipes may hold. */
+  override readonly budget = new PipeBudget(() => this.exit === undefined ? this.pid : 0);
   #stdinTimer: Disposable | undefined;
   #ownsPidNamespace = true;
   /** How it has ended, as long as that is not told. */

@@ -9,6 +9,7 @@ import type { ProcessRecord, StreamsRecord } from "../record/record.ts";
 import { removeIfThere } from "./bundle.ts";
 import { ConsoleStdio } from "./console.ts";
 import type { Context } from "./context.ts";
+import type { PipeBudget } from "./pipe_budget.ts";
 import { killError } from "./runtime_errors.ts";
 import type { Action, State, StateMachine } from "./state.ts";
 import { PipeStdio } from "./stdio.ts";
@@ -21,7 +22,7 @@ const DRAIN_TIMEOUT_MS = 2000;
 const SIGNALLED = 128;
 
 /** What streams need to know of their process's container. */
-export type StreamsConfig = Omit<StdioOptions, "context" | "id" | "shelf">;
+export type StreamsConfig = Omit<StdioOptions, "context" | "id" | "budget" | "shelf">;
 
 /** How a process ended. */
 export type ProcessExit = Pick<Exit, "status" | "at">;
@@ -78,6 +79,9 @@ export abstract class Process {
   /** The container that it belongs to. */
   abstract get containerId(): string;
 
+  /** What its container's pipes may hold. */
+  protected abstract get budget(): PipeBudget;
+
   /** What its commands are known by: see {@link Commands}. */
   abstract get scope(): string;
 
@@ -109,8 +113,8 @@ export abstract class Process {
   }
 
   #restoreStreams(record: StreamsRecord, config: StreamsConfig): void {
-    const { context, id, stdio } = this;
-    const options = { ...config, context, id, shelf: context.keeper.place(record.slot) };
+    const { context, id, stdio, budget } = this;
+    const options = { ...config, context, id, budget, shelf: context.keeper.place(record.slot) };
     const streams = (stdio.terminal ? ConsoleStdio : PipeStdio).restore(stdio, options, record, this.#stdinClosed);
     this.streams = streams;
     this.#hasStreams = this.#pid === 0;
@@ -232,7 +236,8 @@ export abstract class Process {
       this.#resizeStreams();
       return this.streams!;
     }
-    const options = { ...config, context: this.context, id: this.id, shelf: this.context.keeper.place(this.slot) };
+    const { context, id, budget } = this;
+    const options = { ...config, context, id, budget, shelf: context.keeper.place(this.slot) };
     const streams = await (this.stdio.terminal ? ConsoleStdio : PipeStdio).open(this.stdio, options);
     this.streams = streams;
     // A client may have said so before there was anything to close, or a terminal.

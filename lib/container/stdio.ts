@@ -299,6 +299,9 @@ export class PipeStdio implements ProcessStreams {
 
   #stream(name: string, from: number, to: number, options?: StreamOptions): void {
     const { context, shelf } = this.#options;
-    this.#streams.set(name, new Stream(context.poller, from, to, { ...options, close: (fd) => shelf.close(fd) }));
+    // What is typed is charged to whoever has typed it.
+    const budget = name === "stdin" ? undefined : this.#options.budget;
+    const close = (fd: number) => shelf.close(fd);
+    this.#streams.set(name, new Stream(context.poller, from, to, { ...options, budget, close }));
   }
 }

@@ -2,11 +2,12 @@
 
 import { close, write } from "../../ffi/fd.ts";
 import { Errno, errno, SystemError } from "../../ffi/libc.ts";
-import { copy, growPipe, pipeSize, splice, unreadBytes, WRITE_CALL } from "../../ffi/pipe.ts";
+import { copy, growPipe, PIPE_SIZE, pipeSize, splice, unreadBytes, WRITE_CALL } from "../../ffi/pipe.ts";
 import { Event, type Poller } from "../../ffi/poll.ts";
 import { hasOutput } from "../../ffi/pty.ts";
 import { after } from "../../ffi/timer.ts";
 import type { Logger } from "../log.ts";
+import type { PipeBudget } from "./pipe_budget.ts";
 
 /** Asked of the kernel at once, in bytes: as much as a pipe may hold without privilege (pipe(7), pipe-max-size). */
 const PIECE = 1 << 20;
@@ -20,8 +21,6 @@ const TERMINAL_PIECE = 16_384;
 /** Moved in one turn before the other streams have theirs, in bytes and in calls. */
 const TURN_BYTES = 1 << 20;
 const TURN_CALLS = 16;
-/** Size of a new pipe, in bytes: pipe(7). */
-const PIPE_SIZE = 65_536;
 
 /**
  * When somebody writes in small pieces: so many calls in a row have moved less than so many bytes each, and no turn of theirs
@@ -61,6 +60,8 @@ export interface StreamOptions {
   readonly fromFile?: boolean;
   /** Whether the second descriptor is a file that is opened to append: splice(2) refuses those. */
   readonly toFile?: boolean;
+  /** What says how large its pipes may be; as large as they are ever made, unless given. */
+  readonly budget?: PipeBudget | undefined;
   /** Closes one of the two; close(2), unless given. */
   readonly close?: (fd: number) => void;
 }
@@ -87,7 +88,10 @@ export class Stream {
   readonly #done = Promise.withResolvers<void>();
   readonly #close: (fd: number) => void;
   #open = true;
-  /** Whether the pipes have been made larger; undefined as long as that has not been tried. */
+  readonly #budget: PipeBudget | undefined;
+  /** How much more than others the pipes may hold, as the budget has it, in bytes. */
+  #counted = 0;
+  /** Whether the pipes have been made as large as they may ever be; undefined as long as that has not been tried. */
   #isLarge: boolean | undefined;
   /** For small pieces: how many calls in a row have been for one, and when the last of them were. */
   #smallCalls = 0;
@@ -122,10 +126,14 @@ export class Stream {
     this.#terminal = terminal;
     this.#onMoved = options.onMoved;
     this.#last = options.last;
+    this.#budget = options.budget;
     this.#piece = terminal === "from" ? TERMINAL_PIECE : PIECE;
-    if (toFile || terminal === "from") this.#isLarge = false;
+    const neverGrows = toFile || terminal === "from";
+    if (neverGrows) this.#isLarge = false;
     const wake = () => this.#wake();
     try {
+      // A host that has died may have made them large.
+      if (!neverGrows) this.#countPipes();
       // A file takes whatever comes, and epoll(7) takes no file.
       if (!fromFile) poller.addBulk(from, Event.IN, wake);
       if (!toFile) poller.addBulk(to, Event.OUT, wake);
@@ -215,6 +223,7 @@ export class Stream {
     this.#open = false;
     this.#timer?.[Symbol.dispose]();
     this.#retry?.[Symbol.dispose]();
+    this.#count(0);
     for (const fd of [this.#from, this.#to]) {
       this.#poller.remove(fd);
       this.#close(fd);
@@ -346,7 +355,24 @@ export class Stream {
    * @returns whether they are
    */
   #grow(): boolean {
-    return this.#isLarge ??= [this.#from, this.#to].map((fd) => growPipe(fd, LARGE)).every(Boolean);
+    if (this.#isLarge !== undefined) return this.#isLarge;
+    const pipes = [this.#from, this.#to];
+    const size = this.#budget ? this.#budget.sizeFor(LARGE, pipes.length, this.#counted) : LARGE;
+    if (size === undefined) return false;
+    const hasGrown = size > 0 && pipes.map((fd) => growPipe(fd, size)).every(Boolean);
+    this.#countPipes();
+    return this.#isLarge = hasGrown && size === LARGE;
+  }
+
+  #countPipes(): void {
+    if (this.#budget === undefined) return;
+    const more = [this.#from, this.#to].map((fd) => Math.max(pipeSize(fd) - PIPE_SIZE, 0));
+    this.#count(more.reduce((sum, each) => sum + each, 0));
+  }
+
+  #count(bytes: number): void {
+    this.#budget?.count(bytes - this.#counted);
+    this.#counted = bytes;
   }
 }
 

@@ -4,6 +4,7 @@ import type { Shelf } from "../record/keeper.ts";
 import type { StreamsRecord } from "../record/record.ts";
 import type { ProcessStdio } from "../runtime/runc.ts";
 import type { Context } from "./context.ts";
+import type { PipeBudget } from "./pipe_budget.ts";
 
 /** Where a process's streams go, as containerd says it: a path or a URI each, empty for none. */
 export interface StdioConfig {
@@ -31,6 +32,8 @@ export interface StdioOptions {
   readonly uid: number;
   /** Their group. */
   readonly gid: number;
+  /** How large the pipes of its output may be: what is in them is charged to its container. */
+  readonly budget: PipeBudget;
   /** Where its descriptors are kept; the streams' from then on. */
   readonly shelf: Shelf;
 }

@@ -82,61 +82,70 @@ async function killHosts(machine: Machine): Promise<void> {
 }
 
 for (const { what, prefix, of } of SETTINGS) {
-  onlyHosted(`shims with another ${what} than a host share another host, which has theirs, also when hosts die`, () =>
-    withMachine((machine) => {
-      const own = { prefix: [...machine.prefix, ...prefix] };
-      return withShims([{ prefix: machine.prefix }, own, own], async (shims) => {
-        await assertOwnHost(machine, shims, of);
-        await shims[1]!.run();
-        await killHosts(machine);
-        await assertOwnHost(machine, shims, of);
-        await assertExecs(shims[1]!, "after");
-        await endContainer(shims[1]!);
-      });
-    }));
+  onlyHosted(
+    `shims with another ${what} than a host share another host, which has theirs, also when hosts die`,
+    () =>
+      withMachine((machine) => {
+        const own = { prefix: [...machine.prefix, ...prefix] };
+        return withShims([{ prefix: machine.prefix }, own, own], async (shims) => {
+          await assertOwnHost(machine, shims, of);
+          await shims[1]!.run();
+          await killHosts(machine);
+          await assertOwnHost(machine, shims, of);
+          await assertExecs(shims[1]!, "after");
+          await endContainer(shims[1]!);
+        });
+      }),
+  );
 }
 
-onlyHosted("the host of a shim that has 5 % of a CPU serves none that has more", () =>
-  inGroup(`${newPlace().namespace}-slow`, "cpu", [], (group) =>
-    withMachine((machine) => {
-      const slow = { prefix: [...machine.prefix, ...shell(`echo $$ >${group.folder}/cgroup.procs`)] };
-      const isSlow = (pid: number) => `${group.has(pid)}`;
-      return withShims([slow], async ([inside]) => {
-        assertHolder(inside!.pid);
-        limitCpu(group, 5);
-        assertEquals(isSlow(machine.host().pid), "true");
-        await withShims([{ prefix: machine.prefix }, { prefix: machine.prefix }], async (outside) => {
-          const [host, other] = await twoHosts(machine, [1, 2]);
-          assertEquals([host, other].map(isSlow), ["true", "false"]);
-          await outside[0]!.run();
-          await assertExecs(outside[0]!, "outside");
-          await endContainer(outside[0]!);
-          // Also the next one.
-          await killHosts(machine);
-          await assertOwnHost(machine, [inside!, ...outside], isSlow);
+onlyHosted(
+  "the host of a shim that has 5 % of a CPU serves none that has more",
+  () =>
+    inGroup(`${newPlace().namespace}-slow`, "cpu", [], (group) =>
+      withMachine((machine) => {
+        const slow = { prefix: [...machine.prefix, ...shell(`echo $$ >${group.folder}/cgroup.procs`)] };
+        const isSlow = (pid: number) => `${group.has(pid)}`;
+        return withShims([slow], async ([inside]) => {
+          assertHolder(inside!.pid);
+          limitCpu(group, 5);
+          assertEquals(isSlow(machine.host().pid), "true");
+          await withShims([{ prefix: machine.prefix }, { prefix: machine.prefix }], async (outside) => {
+            const [host, other] = await twoHosts(machine, [1, 2]);
+            assertEquals([host, other].map(isSlow), ["true", "false"]);
+            await outside[0]!.run();
+            await assertExecs(outside[0]!, "outside");
+            await endContainer(outside[0]!);
+            // Also the next one.
+            await killHosts(machine);
+            await assertOwnHost(machine, [inside!, ...outside], isSlow);
+          });
         });
-      });
-    })));
+      })),
+);
 
 /** How likely a process is to be killed for want of memory. */
 function oomScoreAdj(pid: number | "self"): number {
   return Number(Deno.readTextFileSync(`/proc/${pid}/oom_score_adj`));
 }
 
-onlyHosted("a host is not killed for want of memory before any process that it has served", () =>
-  withMachine(async (machine) => {
-    const own = oomScoreAdj("self");
-    const prefix = (more: number) => [...machine.prefix, "choom", "-n", `${own + more}`, "--"];
-    await withShim({ prefix: prefix(100) }, async () => {
-      assertEquals(oomScoreAdj(machine.host().pid), own + 100);
-      await withShims([{ prefix: prefix(50) }, { prefix: prefix(0) }, { prefix: prefix(70) }], async (shims) => {
-        for (const { pid } of shims) assertHolder(pid);
-        assertEquals([machine.sizes(), oomScoreAdj(machine.host().pid)], [[4], own]);
-        // Those who come back tell the next one.
-        await killHosts(machine);
-        await until("there is another host", () => machine.sizes().join() === "4");
-        assertEquals(oomScoreAdj(machine.host().pid), own);
+onlyHosted(
+  "a host is not killed for want of memory before any process that it has served",
+  () =>
+    withMachine(async (machine) => {
+      const own = oomScoreAdj("self");
+      const prefix = (more: number) => [...machine.prefix, "choom", "-n", `${own + more}`, "--"];
+      await withShim({ prefix: prefix(100) }, async () => {
+        assertEquals(oomScoreAdj(machine.host().pid), own + 100);
+        await withShims([{ prefix: prefix(50) }, { prefix: prefix(0) }, { prefix: prefix(70) }], async (shims) => {
+          for (const { pid } of shims) assertHolder(pid);
+          assertEquals([machine.sizes(), oomScoreAdj(machine.host().pid)], [[4], own]);
+          // Those who come back tell the next one.
+          await killHosts(machine);
+          await until("there is another host", () => machine.sizes().join() === "4");
+          assertEquals(oomScoreAdj(machine.host().pid), own);
+        });
       });
-    });
-    assert(oomScoreAdj(machine.host().pid) === own, "it may be killed before those who come later");
-  }));
+      assert(oomScoreAdj(machine.host().pid) === own, "it may be killed before those who come later");
+    }),
+);

@@ -142,7 +142,12 @@ const INHERITED: readonly Inherited[] = [
   { what: "oom_score_adj", prefix: ["choom", "-n", "123", "--"], seen: /^container: 123$/m },
   { what: "nice", prefix: ["nice", "-n", "3"], seen: /^create scheduling: 3 /m, ofHost: true },
   { what: "a scheduling policy", prefix: ["chrt", "--batch", "0"], seen: /^container: 0 0 3$/m, ofHost: true },
-  { what: "an I/O priority", prefix: ["ionice", "-c2", "-n6"], seen: /^container: best-effort: prio 6$/m, ofHost: true },
+  {
+    what: "an I/O priority",
+    prefix: ["ionice", "-c2", "-n6"],
+    seen: /^container: best-effort: prio 6$/m,
+    ofHost: true,
+  },
   { what: "CPU affinity", prefix: ["taskset", "-c", "1"], seen: /^container: Cpus_allowed_list:\s1$/m, ofHost: true },
   { what: "a session keyring", prefix: KEYRING, seen: /^create session_keyring: its own$/m },
   { what: "timer slack", prefix: TIMER_SLACK, seen: /^container: 77777$/m },
