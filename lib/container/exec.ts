@@ -98,6 +98,8 @@ export class Exec extends Process {
   }
 
   async #start(): Promise<void> {
+    // Another process has started it and not said so: this one watches it already, or knows how it has ended.
+    if (this.pid !== 0) return;
     const { reaper } = this.context;
     const { bundle } = this.#init.config;
     const process = `${bundle}/${this.id}.process.json`;
