@@ -16,6 +16,7 @@ import {
   order,
   REAPS_AT_ONCE,
   spawnOrder,
+  TOLD_AT_ONCE,
 } from "./protocol.ts";
 
 /** How long the news of an exit takes from a holder that has much to do, in ms. */
@@ -88,8 +89,9 @@ export class Holder implements Parent {
   beforeStart: (() => void) | undefined;
   /** The number of the last child that has been asked for. */
   serial = 0;
-  /** How many exits it has told of. */
+  /** How many exits it has told of, and how many of them have not been dealt with. */
   #exits = 0;
+  #pending = 0;
   /** The number that the last of {@link #reach} has been asked by: none that anything is kept by. */
   #reached = 0;
   /** What there was no room for: the holder is stopped, say. */
@@ -129,7 +131,9 @@ export class Holder implements Parent {
   /** A number or nothing that it is told: see lib/standalone/entry.c. What it keeps by a number is the caller's to know. */
   tell(...message: Parameters<typeof order>): void {
     const bytes = order(...message);
-    if (message[0] === "done" && message[1] === 0) this.#listening.resolve();
+    const [kind, value = 0] = message;
+    if (kind === "done" && value === 0) this.#listening.resolve();
+    if (kind === "done" && value > 0) this.#pending--;
     if (!ANSWERS.includes(message[0])) return this.#sendIfThere(bytes);
     try {
       this.#sent({ bytes, descriptors: [] });
@@ -199,12 +203,13 @@ export class Holder implements Parent {
     await this.#listening.promise;
     // What it is told by now, it does first.
     await this.#reach();
+    const most = this.protocol >= REAPS_AT_ONCE ? TOLD_AT_ONCE : 1;
     let exits;
     do {
       exits = this.#exits;
-      // Of what else has ended it tells before it is asked again.
+      // Of what else has ended it tells before it is asked again, if it may tell of more.
       await this.#reach();
-    } while (this.#exits !== exits);
+    } while (this.#open && (this.#exits !== exits || this.#pending >= most));
   }
 
   /** Settled when it has done all that it is told by now, or has gone. */
@@ -262,7 +267,7 @@ export class Holder implements Parent {
   }
 
   unwatch(pid: number): void {
-    if (this.protocol >= REAPS_AT_ONCE) this.tell("done", pid);
+    if (this.protocol >= REAPS_AT_ONCE) this.#sendIfThere(order("done", pid));
   }
 
   hold(holds: boolean): void {
@@ -356,7 +361,10 @@ export class Holder implements Parent {
         return wanted.reject(new SystemError(wanted.what, message.error || Errno.EMFILE));
       }
     }
-    if (message.kind === "exited") this.#exits++;
+    if (message.kind === "exited") {
+      this.#exits++;
+      this.#pending++;
+    }
     this.#listener(message, descriptors);
   }
 

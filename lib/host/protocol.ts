@@ -30,6 +30,8 @@ export const PROTOCOL = 3;
 const OLDEST_PROTOCOL = 2;
 /** From this version on a holder asks for signs of life, reaps all that ends at once, and tells of those that it has been asked for. */
 export const REAPS_AT_ONCE = 3;
+/** Of how many exits it tells before the first has been dealt with; one before tells of one. */
+export const TOLD_AT_ONCE = 64;
 
 /** struct join, and where its fields are; those of struct past last. */
 const JOIN_SIZE = 72;
