@@ -963,23 +963,28 @@ static long find_host(const struct started *started, struct holder *holder, uint
       since = now();
       continue;
     }
+    /* By another opening, which does not hold the lock: who is stopped while it waits keeps nobody from starting the next host. */
+    char link[32];
+    append_number(append(link, "/proc/self/fd/"), (uint64_t)lock);
+    const long file = call(__NR_open, link, O_RDONLY | O_CLOEXEC);
+    close_fd(lock);
     if (!call(__NR_connect, host, &address, sizeof address)) {
       int answer = is_ours(host) ? ask(host, started, holder, group, since + timeout, turns) : REFUSED;
       if (answer == 0 && has_no_other_way(holder)) {
         /* What stands in the file is the number of whoever listens, which has it for its life. */
-        call(__NR_pread64, lock, &noted, sizeof noted, 0);
-        if (holder->is_watched && !call(__NR_fstat, lock, &stat) && stat.st_nlink) kill_host(host, noted.pid);
+        call(__NR_pread64, file, &noted, sizeof noted, 0);
+        if (holder->is_watched && !call(__NR_fstat, file, &stat) && stat.st_nlink) kill_host(host, noted.pid);
         answer = is_silent(host, holder, 1) ? FULL : -1;
         since = now();
       }
-      close_fd(lock);
+      close_fd(file);
       if (answer == ACCEPTED) return host;
       /* That it is closed is what tells the host that nobody is left to be accepted. */
       close_fd(host);
       if (answer == 0 || (answer == REFUSED && (is_first || holder->past.is_moved))) return -1;
       if (answer == FULL || answer == REFUSED) slot++;
     } else {
-      close_fd(lock);
+      close_fd(file);
       close_fd(host);
     }
     wait_for_host(holder);
