@@ -92,7 +92,7 @@ export class Holder implements Parent {
   /** How many exits it has told of, and how many of them have not been dealt with. */
   #exits = 0;
   #pending = 0;
-  /** The number that the last of {@link #reach} has been asked by: none that anything is kept by. */
+  /** The number that the last of {@link sync} has been asked by: none that anything is kept by. */
   #reached = 0;
   /** What there was no room for: the holder is stopped, say. */
   readonly #outgoing: Outgoing[] = [];
@@ -202,18 +202,18 @@ export class Holder implements Parent {
     // Before, it tells of none.
     await this.#listening.promise;
     // What it is told by now, it does first.
-    await this.#reach();
+    await this.sync();
     const most = this.protocol >= REAPS_AT_ONCE ? TOLD_AT_ONCE : 1;
     let exits;
     do {
       exits = this.#exits;
       // Of what else has ended it tells before it is asked again, if it may tell of more.
-      await this.#reach();
+      await this.sync();
     } while (this.#open && (this.#exits !== exits || this.#pending >= most));
   }
 
   /** Settled when it has done all that it is told by now, or has gone. */
-  async #reach(): Promise<void> {
+  async sync(): Promise<void> {
     const number = --this.#reached;
     // There is no such file, and it says so when it has come to that.
     await this.#want(number, "open", () => openOrder(number, "", fds.O.RDONLY)).catch(() => {});

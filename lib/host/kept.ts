@@ -62,7 +62,7 @@ export class KeptByHolder implements KeeperOfAnother {
 
   settled(): Promise<void> {
     this.#tellDropped();
-    return this.holder.settled();
+    return this.holder.sync();
   }
 
   /** Places that something has been brought for. */
