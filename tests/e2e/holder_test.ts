@@ -219,8 +219,7 @@ onlyHosted("a holder keeps a descriptor by the number that it is told, and drops
     open my $file, '<', "$folder/given" or die $!;
     open my $other, '<', "$folder/other" or die $!;
     # Messages are taken in their order: when one is answered, those before it have been.
-    my $serial = 0;
-    my $now = sub { my $read = shell ++$serial, ""; told };
+    my $now = sub { say_to order($OPEN, 9, 0, O_RDONLY, -1) . "$folder/none\\0"; told };
     $now->();
     my $before = opened;
     give order($KEEP, 20), $file;
