@@ -7,7 +7,7 @@ import { Code } from "../../lib/ttrpc/status.ts";
 import { assertOpenFiles, endContainer, onlyHosted, openFiles, withHosted } from "./host.ts";
 import { modes } from "./modes.ts";
 import { assertStatus, seconds, SERVICE, type Shim, Status } from "./shim.ts";
-import { later, replaceHost, withoutHost } from "./takeover.ts";
+import { later, replaceHost, untilReaped, withoutHost } from "./takeover.ts";
 import { until } from "./until.ts";
 import { encodeFrame, RawConnection, REQUEST, RESPONSE } from "./wire.ts";
 
@@ -398,7 +398,7 @@ onlyHosted(
       await waiting[2];
       await withoutHost(machine, [shim], async () => {
         Deno.kill(init, "SIGKILL");
-        await until("it has ended", () => Deno.readTextFileSync(`/proc/${init}/stat`).includes(") Z "));
+        await untilReaped(init);
       });
       const exits = await Promise.all(waiting);
       assertEquals(exits.map(({ status }) => status), [137, 137, 143]);
