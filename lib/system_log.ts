@@ -4,6 +4,7 @@
  * there is something to write: see log.ts.
  */
 
+import { concat } from "./bytes.ts";
 import { openDatagrams, sendDatagram } from "../ffi/datagram.ts";
 import { textOf } from "./errors.ts";
 import { type Fields, type Level, named } from "./logrus.ts";
@@ -81,21 +82,11 @@ export function journalEntry(priority: number, text: string, fields: Fields, abo
     const length = new Uint8Array(new BigUint64Array([BigInt(bytes.length)]).buffer);
     pieces.push(encoder.encode(name), ...value.includes("\n") ? [NEWLINE, length] : [EQUALS], bytes, NEWLINE);
   }
-  return joined(pieces);
+  return concat(pieces);
 }
 
 const NEWLINE = encoder.encode("\n");
 const EQUALS = encoder.encode("=");
-
-function joined(pieces: readonly Uint8Array[]): Uint8Array<ArrayBuffer> {
-  const whole = new Uint8Array(pieces.reduce((sum, { length }) => sum + length, 0));
-  let at = 0;
-  for (const each of pieces) {
-    whole.set(each, at);
-    at += each.length;
-  }
-  return whole;
-}
 
 /** A name as the journal takes it: of capitals, digits and `_`, which it does not begin with, nor with a digit. */
 function nameOf(key: string): string {

@@ -10,6 +10,7 @@
  * there is room, and the header says so; only then is the old part given back. Nothing but what the header spans is looked at.
  */
 
+import { concat } from "../bytes.ts";
 import * as fds from "../../ffi/fd.ts";
 import { MemoryFile } from "../../ffi/memfd.ts";
 import { checksum } from "./checksum.ts";
@@ -135,7 +136,7 @@ export class StateFile {
    */
   change(change: Change, owner: Owner): void {
     const entries = [...change].map(([key, text]) => ({ key, text, bytes: entryOf(key, text) }));
-    this.#writer.writeAllAt(this.fd, joined(entries.map(({ bytes }) => bytes)), this.#end);
+    this.#writer.writeAllAt(this.fd, concat(entries.map(({ bytes }) => bytes)), this.#end);
     const end = entries.reduce((sum, { bytes }) => sum + bytes.length, this.#end);
     this.#writeHeader(this.#start, end, owner);
     let at = this.#end;
@@ -173,7 +174,7 @@ export class StateFile {
   }
 
   #moveTo(entries: readonly { readonly key: string; readonly bytes: Uint8Array }[], owner: Owner): void {
-    const content = joined(entries.map(({ bytes }) => bytes));
+    const content = concat(entries.map(({ bytes }) => bytes));
     const isRoomBefore = FIRST + content.length <= this.#start;
     const start = isRoomBefore || this.#end === this.#start ? FIRST : Math.ceil(this.#end / PAGE) * PAGE;
     const end = start + content.length;
@@ -266,14 +267,4 @@ function textsOf(bytes: Uint8Array<ArrayBuffer>): Map<string, string> {
     at = sumAt + SUM_SIZE;
   }
   return texts;
-}
-
-function joined(pieces: readonly Uint8Array[]): Uint8Array<ArrayBuffer> {
-  const whole = new Uint8Array(pieces.reduce((sum, { length }) => sum + length, 0));
-  let at = 0;
-  for (const piece of pieces) {
-    whole.set(piece, at);
-    at += piece.length;
-  }
-  return whole;
 }

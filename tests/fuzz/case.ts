@@ -1,5 +1,6 @@
 /** Cases: what is sent on one connection, and how that ends. A seed and a number make the same one each time. */
 
+import { concat } from "../../lib/bytes.ts";
 import { HEADER_SIZE, MAX_PAYLOAD } from "../../lib/ttrpc/frame.ts";
 import { Seeded } from "../e2e/seeded.ts";
 import { SERVICE } from "../e2e/shim.ts";
@@ -7,7 +8,6 @@ import { encodeFrame, REQUEST, RESPONSE } from "../e2e/wire.ts";
 import { mutateJson } from "./json.ts";
 import {
   bytesField,
-  concat,
   encodeFields,
   type Field,
   mutateBytes,

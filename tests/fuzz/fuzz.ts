@@ -4,7 +4,7 @@ import { messageOf } from "../../lib/errors.ts";
 import { IS_OURS, REPOSITORY, SHIM } from "../e2e/env.ts";
 import { type Case, makeCase } from "./case.ts";
 import { Player } from "./player.ts";
-import { concat } from "./protobuf.ts";
+import { concat } from "../../lib/bytes.ts";
 import { describe, load, save } from "./report.ts";
 import { type Subject, withSubject } from "./subject.ts";
 import { execOf, framesOf } from "./traffic.ts";

@@ -6,7 +6,7 @@ import { isDisconnect, MAX_PAYLOAD, MessageType, readFrames } from "../../lib/tt
 import { REQUEST } from "../e2e/wire.ts";
 import { until, within } from "../e2e/until.ts";
 import type { Case } from "./case.ts";
-import { concat } from "./protobuf.ts";
+import { concat } from "../../lib/bytes.ts";
 import { framesOf } from "./traffic.ts";
 
 /** How many connections are left open, without anybody who reads, while others come and go. */

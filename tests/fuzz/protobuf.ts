@@ -1,5 +1,6 @@
 /** Messages as they lie on the wire, right and wrong: what an encoder does not make. */
 
+import { concat } from "../../lib/bytes.ts";
 import type { Seeded } from "../e2e/seeded.ts";
 
 /** How a field's value lies on the wire. */
@@ -33,17 +34,6 @@ export function varint(number: number | bigint): Uint8Array<ArrayBuffer> {
   for (; rest > 127n; rest >>= 7n) bytes.push(Number(rest & 127n) | 128);
   bytes.push(Number(rest));
   return new Uint8Array(bytes);
-}
-
-/** Several pieces as one. */
-export function concat(pieces: readonly Uint8Array[]): Uint8Array<ArrayBuffer> {
-  const whole = new Uint8Array(pieces.reduce((sum, { length }) => sum + length, 0));
-  let at = 0;
-  for (const each of pieces) {
-    whole.set(each, at);
-    at += each.length;
-  }
-  return whole;
 }
 
 export function bytesField(number: number, value: Uint8Array): Field {

@@ -1,7 +1,7 @@
 /** Cases for people to read, and as files to play again. */
 
 import type { Case, Ending } from "./case.ts";
-import { concat } from "./protobuf.ts";
+import { concat } from "../../lib/bytes.ts";
 import { framesOf, type Sent } from "./traffic.ts";
 
 /** How many frames, and bytes of each, are shown. */
